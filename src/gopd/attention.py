@@ -1,0 +1,128 @@
+"""One attention for every Transformers model: packed rows without padding, and decoding from a slot cache.
+
+Registered with Transformers under the name `gopd`; the model's own code computes projections, norms and rotary
+embeddings, and hands query, key and value here together with a `layout` that says which tokens belong together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "gopd"
+
+
+class KeyValueCache:
+    """Keys and values of up to `slots` rows that decode side by side; grows in length when it must."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.slots = slots
+        self.length = length
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value store of one layer, [slots, heads, length, width]; made at first use."""
+        if index == len(self.keys):
+            shape = (self.slots, like.shape[1], self.length, like.shape[3])
+            self.keys.append(like.new_zeros(shape))
+            self.values.append(like.new_zeros(shape))
+        return self.keys[index], self.values[index]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for rows of `length` tokens, in steps of at least half as much again."""
+        if length <= self.length:
+            return
+        length = max(length, self.length * 3 // 2)
+        for stores in (self.keys, self.values):
+            stores[:] = [F.pad(store, (0, 0, 0, length - self.length)) for store in stores]
+        self.length = length
+
+    def move(self, source: int, to: int) -> None:
+        """Copies one row's cache into another slot."""
+        for store in (*self.keys, *self.values):
+            store[to] = store[source]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Rows end to end in one sequence; with a cache, keys and values are also kept in the given slots."""
+
+    lengths: list[int]
+    cache: KeyValueCache | None = None
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLayout:
+    """One new token for each of the first `len(positions_B)` slots, at that row's position."""
+
+    cache: KeyValueCache
+    positions_B: Tensor
+    rows_B: Tensor
+    mask_B11L: Tensor
+
+    @classmethod
+    def at(cls, cache: KeyValueCache, positions_B: Tensor) -> DecodeLayout:
+        """Layout of one decoding step; the additive mask is made once for all layers."""
+        length = int(positions_B.max()) + 1
+        cache.reserve(length)
+        beyond_BL = torch.arange(length, device=positions_B.device) > positions_B.unsqueeze(-1)
+        mask_BL = torch.zeros(beyond_BL.shape, device=positions_B.device).masked_fill_(beyond_BL, -torch.inf)
+        rows_B = torch.arange(len(positions_B), device=positions_B.device)
+        return cls(cache, positions_B, rows_B, mask_BL[:, None, None, :])
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: PackedLayout | DecodeLayout,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: [batch, heads, tokens, width] in, [batch, tokens, heads, width] out."""
+    assert attention_mask is None and sliding_window is None, "refused when the model was loaded"
+    if isinstance(layout, DecodeLayout):
+        return _decode(query, key, value, scaling, layout, module.layer_idx), None
+    if layout.cache is not None:
+        keys, values = layout.cache.layer(module.layer_idx, key)
+        pieces = zip(key[0].split(layout.lengths, 1), value[0].split(layout.lengths, 1), strict=True)
+        for slot, (row_key, row_value) in zip(layout.slots, pieces, strict=True):
+            keys[slot, :, : row_key.shape[1]] = row_key
+            values[slot, :, : row_value.shape[1]] = row_value
+    grouped = query.shape[1] != key.shape[1]
+    rows = [
+        F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
+        )
+        for q, k, v in zip(*(x.split(layout.lengths, 2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(rows, dim=2).transpose(1, 2), None
+
+
+def _decode(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: DecodeLayout, layer: int
+) -> Tensor:
+    keys, values = layout.cache.layer(layer, key)
+    rows, length = len(layout.positions_B), layout.mask_B11L.shape[-1]
+    keys[layout.rows_B, :, layout.positions_B] = key[:, :, 0]
+    values[layout.rows_B, :, layout.positions_B] = value[:, :, 0]
+    heads, width = query.shape[1], query.shape[3]
+    query_BHGD = query.view(rows, keys.shape[1], heads // keys.shape[1], width) * scaling
+    scores_BHGL = query_BHGD @ keys[:rows, :, :length].transpose(-1, -2)
+    weights_BHGL = (scores_BHGL + layout.mask_B11L).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights_BHGL @ values[:rows, :, :length]).view(rows, 1, heads, width)
+
+
+AttentionInterface.register(NAME, attend)

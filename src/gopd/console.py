@@ -1,0 +1,105 @@
+"""What the user sees: progress of the running phase, a line per step, tables of validations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gopd.validate import Domain, Validation
+
+STEP_FIGURES = ("loss", "kl_to_target", "entropy", "response_tokens/mean", "truncated", "grad_norm")
+
+
+class Display:
+    """Live bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._steps: TaskID | None = None
+
+    @contextmanager
+    def run(self, total: int, done: int) -> Iterator[None]:
+        """Shows the bar of optimizer steps while inside."""
+        with self._progress:
+            self._steps = self._progress.add_task("steps", total=total, completed=done, note="")
+            yield
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Phase]:
+        """Shows a bar for one phase while inside."""
+        task = self._progress.add_task(f"  {name}", total=total, note="")
+        try:
+            yield Phase(self._progress, task)
+        finally:
+            self._progress.remove_task(task)
+
+    def say(self, text: str) -> None:
+        """One line, above the bars."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, step: int, total: int, figures: Mapping[str, float], seconds: float) -> None:
+        """The line of a finished step."""
+        shown = [f"{name} {figures[name]:.4g}" for name in STEP_FIGURES if name in figures]
+        shown += [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("reward/")]
+        self.say(f"step {step}/{total}  " + "  ".join(shown) + f"  {seconds:.1f} s")
+        if self._steps is not None:
+            self._progress.update(self._steps, completed=step)
+
+    def table(self, rows: Sequence[tuple[str, Validation]]) -> None:
+        """Validations side by side: accuracy per domain with its 95% interval, and the KL to the target."""
+        domains = sorted({name for _, validation in rows for name in validation.domains})
+        table = Table(title="accuracy (95% interval)", title_justify="left")
+        table.add_column("model")
+        for domain in domains:
+            table.add_column(domain, justify="right")
+        with_kl = any(d.kl_to_target is not None for _, v in rows for d in v.domains.values())
+        if with_kl:
+            table.add_column("KL to target (nats/token)", justify="right")
+        for name, validation in rows:
+            cells = [_accuracy(validation.domains.get(domain)) for domain in domains]
+            table.add_row(name, *cells, *([_kl(validation)] if with_kl else []))
+        self.console.print(table)
+
+
+class Phase:
+    """The bar of one phase."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task, self._start = progress, task, time.perf_counter()
+
+    def rows(self, done: int) -> None:
+        """So many rows are finished."""
+        self._progress.update(self._task, completed=done)
+
+    def sampled(self, done: int, total: int, tokens: int) -> None:
+        """Rows finished and tokens drawn so far."""
+        rate = tokens / max(time.perf_counter() - self._start, 1e-9)
+        self._progress.update(self._task, completed=done, total=total, note=f"{rate:,.0f} tokens/s")
+
+
+def _accuracy(domain: Domain | None) -> str:
+    if domain is None:
+        return ""
+    if domain.accuracy is None or domain.low is None or domain.high is None:
+        return "not graded"
+    return f"{100 * domain.accuracy:.1f}% [{100 * domain.low:.1f}, {100 * domain.high:.1f}]"
+
+
+def _kl(validation: Validation) -> str:
+    known = [d.kl_to_target for d in validation.domains.values() if d.kl_to_target is not None]
+    return f"{sum(known) / len(known):.4f}" if known else ""

@@ -1,0 +1,382 @@
+"""Rows in, prompts out: Parquet, JSONL and Hub datasets, and the order in which training takes them.
+
+The published schema is read as is (`data_source`, `prompt`, `reward_model.ground_truth`,
+`extra_info.opd_teacher`); any other by naming columns. A dotted name reaches into nested fields; a column
+whose own name is the dotted one comes first. Every row is checked before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gopd.errors import BadInput
+from gopd.recipe import SourceSection, ValidationSection
+from gopd.types import Message, Prompt, VerifierName
+
+BUILTIN = "builtin:"
+BUILTIN_FOLDER = Path(__file__).parent / "tiny"
+EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz")
+SHOWN = 5
+"""How many bad rows one message shows."""
+
+RawRow = tuple[str, str | Mapping[str, Any]]
+"""A row's place, and the row: parsed, or the JSON text of one line."""
+
+
+def resolve(name: str) -> Path:
+    """The path of a file or folder; `builtin:NAME` is one that ships with the package.
+
+    Other names are plain paths, relative to the working directory, and are not looked at.
+    Raises BadInput when a builtin does not exist.
+    """
+    if not name.startswith(BUILTIN):
+        return Path(name)
+    path = BUILTIN_FOLDER / name.removeprefix(BUILTIN)
+    if not path.exists():
+        folder = path.parent if path.parent.is_dir() else BUILTIN_FOLDER
+        prefix = BUILTIN + "".join(f"{part}/" for part in folder.relative_to(BUILTIN_FOLDER).parts)
+        entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        known = ", ".join(prefix + entry for entry in entries) or "none"
+        raise BadInput(f"{name}: nothing of that name ships with gopd; what does: {known}")
+    return path
+
+
+def load_prompts(
+    source: SourceSection, *, routes: Sequence[str] = (), need_response: bool = False
+) -> list[Prompt]:
+    """Reads and checks the rows of a source, in order.
+
+    `routes` names the teachers: each prompt gets one, from its own column, else `source.route`, else the only
+    teacher there is; without `routes` (SFT) every route is None. `need_response` asks for the demonstration;
+    then verifier "auto" means none. Blank lines of a JSONL file are skipped; lines and rows count from 1.
+    `source.limit` stops the reading: later rows are not looked at.
+
+    Raises BadInput for anything that cannot be read or used; bad rows are collected, the first few shown with
+    file and line.
+    """
+    section = "validation" if isinstance(source, ValidationSection) else "data"
+    if bool(source.files) == bool(source.hub):
+        given = "has both" if source.files else "has neither"
+        raise BadInput(f"{section}: give one of files and hub; it {given}")
+    if routes and source.route is not None and source.route not in routes:
+        raise BadInput(f"{section}.route: {_no_such_route(source.route, routes)}")
+    prompts: list[Prompt] = []
+    problems: list[str] = []
+    for where, raw in islice(_rows(source), source.limit):
+        try:
+            row = _parse(raw)
+            prompts.append(_prompt(row, where, len(prompts), source, routes, need_response))
+        except BadInput as problem:
+            problems.append(f"{where}: {problem}")
+    if problems:
+        raise BadInput(_summary(problems, len(problems) + len(prompts)))
+    return prompts
+
+
+def reach(row: Mapping[str, Any], name: str) -> Any:
+    """The field of a row that a dotted name says, or None where it is absent or null."""
+    if name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    inner = row.get(head)
+    return reach(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def column_names(row: Mapping[str, Any]) -> str:
+    """The columns of a row for an error message, nested ones dotted, one level deep."""
+    names: list[str] = []
+    for name, value in row.items():
+        names += [f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) and value else [name]
+    shown = 30
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "none") + more
+
+
+def as_text(value: Any) -> str:
+    """A field as text: strings as they are, lists and mappings as JSON, anything else by `str`."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+class PromptOrder:
+    """Which prompts each step takes: a function of its arguments and the step, so resuming needs no state.
+
+    The order is an endless concatenation of epochs, each a permutation of all `count` prompts drawn from
+    Philox keyed by (seed, epoch); nothing is dropped, so a step may straddle two epochs. No step holds a
+    prompt twice: where an epoch would begin with prompts that the straddling step already has, those are
+    moved to just behind that step. Without `shuffle` every epoch is in file order.
+
+    Raises BadInput when `count < per_step`: a step would have to hold a prompt twice.
+    """
+
+    def __init__(self, count: int, per_step: int, shuffle: bool, seed: int) -> None:
+        if count < per_step:
+            raise BadInput(
+                f"train.prompts_per_step is {per_step}, but there are only {count} prompts, and no step may "
+                f"hold a prompt twice; lower it to at most {count}, or give more rows"
+            )
+        self.count, self.per_step, self.shuffle, self.seed = count, per_step, shuffle, seed
+        self._epochs: list[NDArray[np.int64]] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until every prompt has been taken once, rounded up."""
+        return self.steps(1)
+
+    def steps(self, epochs: int) -> int:
+        """Steps until every prompt has been taken `epochs` times, rounded up once, at the end."""
+        return -(-epochs * self.count // self.per_step)
+
+    def indices(self, step: int) -> list[int]:
+        """The `per_step` different prompts of a step, counted from 0."""
+        taken: list[int] = []
+        while len(taken) < self.per_step:
+            epoch, start = divmod(step * self.per_step + len(taken), self.count)
+            taken += self._epoch(epoch)[start : start + self.per_step - len(taken)].tolist()
+        return taken
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        while len(self._epochs) <= epoch:
+            order = self._permutation(len(self._epochs))
+            before = len(self._epochs) * self.count % self.per_step
+            if before:  # so many rows of the last epoch share a step with the first rows of this one
+                fresh = np.flatnonzero(np.isin(order, self._epochs[-1][-before:], invert=True))
+                first = fresh[: self.per_step - before]
+                order = np.concatenate([order[first], np.delete(order, first)])
+            self._epochs.append(order)
+        return self._epochs[epoch]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(self.count)
+        key = np.array([self.seed, epoch], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).permutation(self.count)
+
+
+def _rows(source: SourceSection) -> Iterator[RawRow]:
+    if source.hub:
+        yield from _hub_rows(source.hub, source.hub_config, source.split)
+        return
+    paths = {name: resolve(name) for name in source.files}
+    for name, path in paths.items():
+        if not path.name.endswith(EXTENSIONS):
+            raise BadInput(f"{name}: unknown kind of file; rows are read from {', '.join(EXTENSIONS)}")
+        if not path.is_file():
+            problem = "is a folder; name the files in it" if path.is_dir() else "no such file"
+            raise BadInput(f"{name}: {problem} (relative names start at {Path.cwd()})")
+    for name in source.files:
+        read = _parquet_rows if name.endswith(".parquet") else _jsonl_rows
+        rows = read(name, paths[name])
+        first = next(rows, None)
+        if first is None:
+            raise BadInput(f"{name}: holds no rows; take it out of the recipe or give a file with rows")
+        yield first
+        yield from rows
+
+
+def _jsonl_rows(name: str, path: Path) -> Iterator[RawRow]:
+    opened = gzip.open if name.endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{name}:{number}", line
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise BadInput(f"{name}: cannot be read: {error}; expected UTF-8 text, one object a line") from error
+
+
+def _parquet_rows(name: str, path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}: row {number}", row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadInput(f"{name}: cannot be read as Parquet: {error}; write the file again") from error
+
+
+def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub, config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise BadInput(
+            f"{hub}: cannot be loaded from the Hub: {reason}; check hub, hub_config and split, or "
+            f"download the rows and name them in files ({', '.join(EXTENSIONS)})"
+        ) from error
+    if not len(rows):
+        raise BadInput(f"{hub} ({split}): holds no rows; name another split")
+    for number, row in enumerate(rows, 1):
+        yield f"{hub} ({split}): row {number}", row
+
+
+def _parse(raw: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(raw, str):
+        return raw
+    try:
+        row = json.loads(raw)
+    except json.JSONDecodeError as error:
+        message = f"not JSON: {error.msg} at column {error.colno}; each line must be one object"
+        raise BadInput(message) from error
+    if not isinstance(row, dict):
+        raise BadInput(f"expected an object with columns, found {_kind(row)}")
+    return row
+
+
+def _prompt(
+    row: Mapping[str, Any],
+    where: str,
+    index: int,
+    source: SourceSection,
+    routes: Sequence[str],
+    need_response: bool,
+) -> Prompt:
+    """One checked row; problems are BadInput without the row's place."""
+    data_source = _text(row, source.columns.data_source, "data_source")
+    if data_source is None:
+        data_source = source.data_source
+    verifier = _verifier(source, data_source, need_response)
+    response = _text(row, source.columns.response, "response") if need_response else None
+    if need_response and not response:
+        raise BadInput(_missing(row, "response", source.columns.response))
+    return Prompt(
+        index=index,
+        where=where,
+        messages=_messages(row, source.columns.prompt),
+        data_source="unknown" if data_source is None else data_source,
+        verifier=verifier,
+        ground_truth=_ground_truth(row, source, verifier),
+        route=_route(row, source, routes) if routes else None,
+        response=response,
+        fields=row,
+    )
+
+
+def _messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
+    value = reach(row, column)
+    if value is None:
+        raise BadInput(_missing(row, "prompt", column))
+    if isinstance(value, str):
+        return ({"role": "user", "content": value},)
+    if not isinstance(value, list):
+        raise BadInput(f"{column} must be text or a list of chat messages, found {_kind(value)}")
+    if not value:
+        raise BadInput(f"{column} is an empty list; it must end with a user message")
+    messages = tuple(_message(message, f"{column}[{turn}]") for turn, message in enumerate(value))
+    if messages[-1]["role"] != "user":
+        raise BadInput(
+            f"{column} must end with a user message, the last one is from {messages[-1]['role']!r}; "
+            "cut the row there, or put a demonstration into the response column"
+        )
+    return messages
+
+
+def _message(value: Any, name: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{name} must be a message with role and content, found {_kind(value)}")
+    message = {key: entry for key, entry in value.items() if entry is not None}
+    if absent := [key for key in ("role", "content") if key not in message]:
+        raise BadInput(f"{name} has no {' and no '.join(absent)}; a message needs role and content")
+    for key, entry in message.items():
+        if not isinstance(entry, str):
+            raise BadInput(f"{name}.{key} must be text, found {_kind(entry)}")
+    return message
+
+
+def _verifier(source: SourceSection, data_source: str | None, need_response: bool) -> VerifierName:
+    if source.verifier != "auto":
+        return source.verifier
+    if need_response:
+        return "none"
+    if data_source is None:
+        raise BadInput(
+            f"no verifier can be chosen: there is no column {source.columns.data_source!r} and no general "
+            "data_source; set verifier (math, code or none), data_source or columns.data_source"
+        )
+    from gopd.verify import verifier_for
+
+    return verifier_for(data_source)
+
+
+def _ground_truth(row: Mapping[str, Any], source: SourceSection, verifier: VerifierName) -> str | None:
+    column, marker = source.columns.ground_truth, source.ground_truth_after
+    value = reach(row, column)
+    text = None if value is None else as_text(value)
+    if text is not None and marker is not None:
+        _, found, text = text.rpartition(marker)
+        text = text.strip()
+        if not found or not text:
+            raise BadInput(f"{column} has nothing after {marker!r}; mend the row or ground_truth_after")
+    if verifier != "none":
+        if text is None:
+            raise BadInput(f"{_missing(row, 'ground_truth', column)}; verifier: none does without")
+        from gopd.verify import check_ground_truth
+
+        check_ground_truth(verifier, text)
+    return text
+
+
+def _route(row: Mapping[str, Any], source: SourceSection, routes: Sequence[str]) -> str:
+    route = _text(row, source.columns.route, "route")
+    if route is None:
+        route = source.route
+    if route is None:
+        if len(routes) == 1:
+            return routes[0]
+        raise BadInput(
+            f"names no teacher: nothing in column {source.columns.route!r}; known: {', '.join(routes)}; "
+            "fill that column, or set columns.route or route"
+        )
+    if route not in routes:
+        raise BadInput(_no_such_route(route, routes))
+    return route
+
+
+def _no_such_route(route: str, routes: Sequence[str]) -> str:
+    near = difflib.get_close_matches(route, routes, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"route {route!r} names no teacher; known: {', '.join(routes)}{hint}"
+
+
+def _text(row: Mapping[str, Any], column: str, meaning: str) -> str | None:
+    value = reach(row, column)
+    if value is not None and not isinstance(value, str):
+        raise BadInput(
+            f"{column} must be text, found {_kind(value)}; mend it or name another columns.{meaning}"
+        )
+    return value
+
+
+def _missing(row: Mapping[str, Any], meaning: str, column: str) -> str:
+    return f"nothing in column {column!r}; columns: {column_names(row)}; set columns.{meaning}"
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true/false", type(None): "null"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _summary(problems: list[str], total: int) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    more = len(problems) - SHOWN
+    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    return f"{len(problems)} of {total} rows cannot be used:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,20 @@
+"""The two ways a command ends badly, and the exit codes users can rely on."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_RUN_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class BadInput(ValueError):
+    """What the user gave cannot work. Raised before any work starts; the message says what, where and the mend."""
+
+
+class RunFailed(RuntimeError):
+    """A run that had started cannot go on. The message says why and what is safe on disk."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the current step was finished and saved."""

@@ -1,0 +1,45 @@
+"""GGUF in, plain Hugging Face folder out."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gopd.errors import BadInput
+from gopd.files import atomic_folder
+
+QUANTIZATION_MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
+
+
+def import_gguf(file: str | Path, folder: str | Path) -> None:
+    """Writes a float32 safetensors copy of a GGUF model, with tokenizer and generation config, into a new folder.
+
+    Quantised weights are dequantised once, so the copy computes what the file stands for. Raises BadInput when
+    the file is missing, is not GGUF of an architecture that Transformers reads, or the folder exists.
+    """
+    file, folder = Path(file), Path(folder)
+    if importlib.util.find_spec("gguf") is None:
+        raise BadInput("reading GGUF needs the gguf package: pip install gopd[gguf]")
+    if not file.is_file():
+        raise BadInput(f"no file at {file}")
+    if file.open("rb").read(4) != b"GGUF":
+        raise BadInput(f"{file} is not a GGUF file")
+    if folder.exists():
+        raise BadInput(f"{folder} exists; give a new folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except (ValueError, OSError, KeyError) as error:
+        raise BadInput(
+            f"{file}: Transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        ) from error
+    for mark in QUANTIZATION_MARKS:
+        vars(model).pop(mark, None)
+    vars(model.config).pop("quantization_config", None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as target:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)

@@ -1,0 +1,106 @@
+"""One step's numbers: what goes into `metrics.jsonl` and to the trackers."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from gopd.learner import Update
+from gopd.types import Rollout, TokenReport
+
+
+class Clock:
+    """Seconds and tokens per phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """`seconds/PHASE`, and `tokens_per_second/PHASE` where tokens were counted."""
+        rates = {
+            f"tokens_per_second/{n}": t / self.seconds[n] for n, t in self.tokens.items() if self.seconds[n]
+        }
+        return {f"seconds/{n}": s for n, s in self.seconds.items()} | rates
+
+
+def step_metrics(rollouts: Sequence[Rollout], updates: Sequence[Update]) -> dict[str, float]:
+    """Figures of one step: losses, advantages and gaps per teacher, lengths, rewards per data source, memory."""
+    reports = [report for update in updates for report in update.reports]
+    lengths = [len(r.response_ids) for r in rollouts]
+    figures = {
+        "loss": _mean([u.loss for u in updates]),
+        "grad_norm": _mean([u.grad_norm for u in updates]),
+        "lr": updates[-1].lr,
+        "entropy": float(torch.cat([r.entropy_R for r in reports]).mean()),
+        "response_tokens/mean": _mean(lengths),
+        "response_tokens/max": max(lengths),
+        "truncated": _mean([not r.finished for r in rollouts]),
+        "memory/peak_gb": peak_memory_gb(),
+    }
+    figures |= _teacher_metrics(reports) | _correction_metrics(reports)
+    for source in sorted({r.prompt.data_source for r in rollouts}):
+        rewards = [r.reward for r in rollouts if r.prompt.data_source == source and r.reward is not None]
+        if rewards:
+            figures[f"reward/{source}"] = _mean(rewards)
+    return figures
+
+
+def _teacher_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
+    kls = [r.kl_R for r in reports if r.kl_R is not None]
+    figures = {"kl_to_target": float(torch.cat(kls).mean())} if kls else {}
+    for route in sorted({r.scores.route for r in reports if r.scores is not None}):
+        mine = [r for r in reports if r.scores is not None and r.scores.route == route]
+        advantage_T = torch.cat([r.advantage_R for r in mine])
+        figures[f"teacher/{route}/advantage_mean"] = float(advantage_T.mean())
+        figures[f"teacher/{route}/advantage_std"] = float(advantage_T.std(correction=0))
+        gaps = [_gap(r) for r in mine]
+        known = [g for g in gaps if g is not None]
+        if known:
+            figures[f"teacher/{route}/reference_gap"] = float(torch.cat(known).mean())
+    return figures
+
+
+def _gap(report: TokenReport) -> Tensor | None:
+    scores = report.scores
+    if scores is None or scores.reference_logprobs_R is None or scores.teacher_logprobs_R is None:
+        return None
+    return scores.teacher_logprobs_R - scores.reference_logprobs_R
+
+
+def _correction_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
+    weights = [r.correction_R for r in reports if r.correction_R is not None]
+    if not weights:
+        return {}
+    weights_T = torch.cat(weights)
+    return {
+        "correction/mean": float(weights_T.mean()),
+        "correction/min": float(weights_T.min()),
+        "correction/max": float(weights_T.max()),
+    }
+
+
+def peak_memory_gb() -> float:
+    """The process's peak resident memory, in 10^9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _mean(values: Sequence[float | int | bool]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,206 @@
+"""A causal language model, split where distillation needs it: body (ids → hidden states) and head (→ logits)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gopd import attention
+from gopd.attention import DecodeLayout, PackedLayout
+from gopd.data import resolve
+from gopd.errors import BadInput
+from gopd.logprobs import Projection
+from gopd.packing import Packed
+from gopd.recipe import LoraSection, ModelSpec
+
+
+class LanguageModel:
+    """A Transformers causal LM with gopd's attention.
+
+    `module` is the whole model as Transformers knows it; `adapters`, when LoRA is on, the PEFT wrapper around it.
+    """
+
+    def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.name = name
+        self.adapters: Any = None
+        self.body = cast(nn.Module, module.get_decoder())
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The output embedding; row v gives the logit of token v."""
+        return cast(Tensor, self.module.get_output_embeddings().weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_VD.device
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a response: the generation config's, else the tokenizer's."""
+        generation = self.module.generation_config
+        own = generation.eos_token_id if generation is not None else None
+        ids = own if isinstance(own, list) else [own]
+        found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        if not found:
+            raise BadInput(f"{self.name}: no end-of-sequence token in its generation config or tokenizer")
+        return sorted(found)
+
+    @property
+    def context_length(self) -> int:
+        """The longest prompt + response the model was made for."""
+        return int(self.module.config.get_text_config().max_position_embeddings)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: PackedLayout | DecodeLayout) -> Tensor:
+        """Final hidden states, after the last norm; ids and positions [batch, tokens] → [batch, tokens, D]."""
+        out = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
+        return cast(Tensor, out.last_hidden_state)
+
+    def project(self, packed: Packed) -> Projection:
+        """Hidden states that predict the response tokens of packed rows, with the head: one forward pass."""
+        layout = PackedLayout(packed.lengths)
+        hidden = self.forward(packed.input_ids_T.unsqueeze(0), packed.position_ids_T.unsqueeze(0), layout)
+        return Projection(hidden[0, packed.predicts_T], self.head_VD)
+
+    def add_lora(self, lora: LoraSection, seed: int) -> None:
+        """Freezes the weights and adds trainable low-rank adapters (PEFT), initialised from `seed`.
+
+        The head stays bare, as it is used without its module; BadInput when the recipe wants adapters on it.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        ends = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
+        torch.manual_seed(seed)
+        try:
+            self.adapters = get_peft_model(self.module, config)
+        except ValueError as error:
+            raise BadInput(f"student.lora: {error}") from error
+        if (self.module.get_input_embeddings(), self.module.get_output_embeddings()) != ends:
+            raise BadInput(
+                "student.lora: target_modules names the embeddings or the head; only inner layers can adapt"
+            )
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Inside, the model is its base: what it was before `add_lora`."""
+        with self.adapters.disable_adapter():
+            yield
+
+    def freeze(self) -> LanguageModel:
+        """No parameter will ever get a gradient."""
+        self.module.requires_grad_(False)
+        return self
+
+
+def load_model(spec: ModelSpec, role: str, *, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Loads weights and tokenizer of a model folder, Hub name or `builtin:` name; eval mode.
+
+    Pickle weights are never read. Raises BadInput, naming the role, when the model is missing or incomplete, has
+    no tokenizer, or is of a kind whose logits are not head · hidden with full causal attention.
+    """
+    source = model_source(spec, role)
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        _check_kind(config, role, spec.model)
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+        module, loaded = both
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{role}: cannot load model {spec.model!r}: {' '.join(str(error).split())[:400]}"
+        ) from error
+    # Transformers fills what a checkpoint lacks with random numbers; here that is an error.
+    if wrong := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
+        raise BadInput(
+            f"{role}: the weights of {spec.model!r} do not fit its config.json: {len(wrong)} tensors are missing or "
+            f"of another shape, the first is {wrong[0]}; give a complete model folder"
+        )
+    module.to(device).eval()
+    model = LanguageModel(module, tokenizer, f"{role} ({spec.model})")
+    _check_logits(model)
+    return model
+
+
+def model_source(spec: ModelSpec, role: str) -> str:
+    """The folder or Hub name to load; BadInput when a path that can only be local does not exist."""
+    if spec.model.startswith("builtin:"):
+        return str(resolve(spec.model))
+    path = Path(spec.model).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") != 1:
+        raise BadInput(
+            f"{role}: no model folder at {spec.model!r}; give a folder, a Hub name (org/name) or builtin:NAME"
+        )
+    return spec.model
+
+
+def _check_kind(config: Any, role: str, name: str) -> None:
+    text = config.get_text_config().to_dict()
+    kinds = set(
+        text.get("layer_types") or ["sliding_attention" if text.get("sliding_window") else "full_attention"]
+    )
+    if kinds != {"full_attention"}:
+        raise BadInput(
+            f"{role}: {name!r} has {', '.join(sorted(kinds - {'full_attention'}))} layers; "
+            "gopd supports models with full causal attention in every layer"
+        )
+
+
+@torch.no_grad()
+def _check_logits(model: LanguageModel) -> None:
+    """Two packed rows through body and bare head must give the model's own logits of each row alone.
+
+    That rules out soft-capping, scaling, and models that mix packed rows because they bring their own attention.
+    """
+    lengths = [3, 4]
+    ids_T = torch.arange(sum(lengths), device=model.device) % model.head_VD.shape[0]
+    positions_T = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
+    own_TV = model.forward(ids_T[None], positions_T[None], PackedLayout(lengths))[0] @ model.head_VD.T
+    model.module.set_attn_implementation("eager")
+    rows = [model.module(input_ids=row[None], use_cache=False).logits[0] for row in ids_T.split(lengths)]
+    model.module.set_attn_implementation(attention.NAME)
+    theirs_TV = torch.cat(rows)
+    tolerance = 1e-3 if own_TV.dtype == torch.float32 else 0.1
+    scale = float(theirs_TV.abs().max().clamp_min(1))
+    if not torch.isfinite(theirs_TV).all():
+        raise BadInput(f"{model.name}: its logits are not finite; the weights are damaged")
+    if float((own_TV - theirs_TV).abs().max()) > tolerance * scale:
+        raise BadInput(
+            f"{model.name}: its logits are not head·hidden with plain causal attention "
+            "(soft-capping, scaling or an attention of its own); unsupported"
+        )

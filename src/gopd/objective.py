@@ -1,0 +1,158 @@
+"""The mathematics of generalized on-policy distillation: pure functions of tensors, nothing else.
+
+S, T, R are the next-token distributions of student, teacher and reference at one position of a response that
+the student sampled; ℓ_S, ℓ_T, ℓ_R the log-probs of the sampled token; λ the reward scale. The objective is
+
+    max  E_{y~S} Σ_t [ λ log(T/R) − KL(S ‖ R) ]
+
+with immediate credit, whose optimum per token is q_λ ∝ T^λ R^(1−λ) (Yang et al. 2026, arXiv 2602.12125,
+Eqs. 11–14; their Eq. 14 prints the descent coefficient, here everything is an *advantage*, for ascent).
+
+Three estimators of the gradient of −KL(S ‖ q_λ) are here, each with its gradient in closed form so that a chunk
+of logits can be used up and forgotten: `policy_gradient`, `reverse_kl`, `topk_reverse_kl`. They return the
+per-token *loss* (for descent) and its gradient with respect to the student's log-softmax inputs.
+
+Suffixes: `_T` tokens, `_V` vocabulary. Log-probs are natural logarithms of temperature-scaled logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gopd.recipe import Aggregation
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to ±20 before exp, as published."""
+
+
+def advantages(
+    student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None, reward_scale: float
+) -> Tensor:
+    """The G-OPD advantage A = λ(ℓ_T − ℓ_R) − (ℓ_S − ℓ_R) of each sampled token (Eq. 14 with the sign of ascent).
+
+    All tensors have one shape, which is also the result's; no gradient flows. No baseline, no normalisation, no
+    clipping. With λ = 1 the reference cancels and may be None; otherwise None is a ValueError.
+    """
+    if reward_scale < 0:
+        raise ValueError(f"reward_scale must be ≥ 0, got {reward_scale}")
+    own, teacher = student_logprobs.detach(), teacher_logprobs.detach()
+    if reward_scale == 1:
+        return teacher - own
+    if reference_logprobs is None:
+        raise ValueError(f"reward_scale {reward_scale} needs reference_logprobs; only λ = 1 does without")
+    reference = reference_logprobs.detach()
+    return (teacher - own) + (reward_scale - 1) * (teacher - reference)
+
+
+def target_logprobs(teacher_logits: Tensor, reference_logits: Tensor | None, reward_scale: float) -> Tensor:
+    """log q_λ = log softmax(λ z_T + (1−λ) z_R) over the last axis, in float32 or wider.
+
+    Logits are already divided by the temperature. `reference_logits` may be None when λ = 1.
+    """
+    if reward_scale == 1:
+        return wide(teacher_logits).log_softmax(-1)
+    if reference_logits is None:
+        raise ValueError(f"reward_scale {reward_scale} needs reference_logits; only λ = 1 does without")
+    return (reward_scale * wide(teacher_logits) + (1 - reward_scale) * wide(reference_logits)).log_softmax(-1)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32, or as they are when already float64: reductions never run narrower."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def policy_gradient(logprobs_TV: Tensor, ids_T: Tensor, advantage_T: Tensor) -> tuple[Tensor, Tensor]:
+    """`sampled`: loss −A·ℓ_S of each sampled token and its gradient A·(S − onehot).
+
+    The advantage is a constant. Averaged over ids drawn from S, with A from `advantages`, the gradient is that of
+    KL(S ‖ q_λ): the expectation of ∇ℓ_S is zero, so any per-position constant in A drops out.
+    """
+    index_T1 = ids_T.unsqueeze(-1)
+    loss_T = -advantage_T * logprobs_TV.gather(-1, index_T1).squeeze(-1)
+    gradient_TV = logprobs_TV.exp().mul_(advantage_T.unsqueeze(-1))
+    gradient_TV.scatter_add_(-1, index_T1, -advantage_T.unsqueeze(-1))
+    return loss_T, gradient_TV
+
+
+def reverse_kl(logprobs_TV: Tensor, target_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """`full`: KL(S ‖ q) per token and its gradient S·(log S − log q − KL). Both inputs are normalised log-probs."""
+    gap_TV = logprobs_TV - target_TV
+    probs_TV = logprobs_TV.exp()
+    kl_T = torch.linalg.vecdot(probs_TV, gap_TV)
+    gradient_TV = gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(probs_TV)
+    return kl_T, gradient_TV
+
+
+def topk_reverse_kl(logprobs_TV: Tensor, target_TV: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """`topk`: reverse KL over the student's k likeliest tokens and one bucket for all others.
+
+    A divergence between two distributions over k+1 outcomes: never negative, zero where they agree, and at most
+    `reverse_kl` (data processing inequality). With k ≥ V−1 it *is* `reverse_kl`.
+    """
+    vocabulary = logprobs_TV.shape[-1]
+    if top_k >= vocabulary - 1:
+        return reverse_kl(logprobs_TV, target_TV)
+    own_TK, index_TK = logprobs_TV.topk(top_k, dim=-1)
+    gap_TK = own_TK - target_TV.gather(-1, index_TK)
+    own_rest_T1 = _log_rest(logprobs_TV, index_TK)
+    tail_gap_T1 = own_rest_T1 - _log_rest(target_TV, index_TK)
+    kl_T = torch.linalg.vecdot(own_TK.exp(), gap_TK) + (own_rest_T1.exp() * tail_gap_T1).squeeze(-1)
+    bucket_gap_TV = tail_gap_T1.expand_as(logprobs_TV).scatter(-1, index_TK, gap_TK)
+    return kl_T, bucket_gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(logprobs_TV.exp())
+
+
+def _log_rest(logprobs_TV: Tensor, index_TK: Tensor) -> Tensor:
+    """Log-prob of all tokens but the given ones, summed from the tokens themselves: 1 − Σ_k would cancel. [T, 1]."""
+    return logprobs_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
+
+
+def mean_advantage(logprobs_TV: Tensor, target_TV: Tensor, log_partition_T: Tensor) -> Tensor:
+    """E_S[A] = log Z_λ − KL(S ‖ q_λ), the control variate of `sampled`. `target_TV` is log q_λ, normalised."""
+    kl_T: Tensor = torch.linalg.vecdot(logprobs_TV.exp(), logprobs_TV - target_TV)
+    return log_partition_T - kl_T
+
+
+def entropy(logprobs_TV: Tensor) -> Tensor:
+    """−Σ_v S log S per token, in nats."""
+    negative_T: Tensor = torch.linalg.vecdot(logprobs_TV.exp(), logprobs_TV)
+    return -negative_T
+
+
+def correction_weights(
+    train_logprobs_T: Tensor,
+    sampler_logprobs_T: Tensor,
+    row_T: Tensor,
+    *,
+    level: str = "token",
+    cap: float = 5.0,
+    beyond: str = "truncate",
+) -> Tensor:
+    """Rollout correction w = min(exp(clamp(ℓ_train − ℓ_sampler, ±20)), cap) per token; no gradient.
+
+    `row_T` numbers the rollout that each token belongs to. `level="sequence"` sums the log-ratio over the whole
+    response first, one weight per row. `beyond="mask"` gives weights above `cap` the value 0 instead of `cap`.
+    """
+    log_ratio_T = train_logprobs_T.detach() - sampler_logprobs_T
+    if level == "sequence":
+        rows = int(row_T.max()) + 1 if row_T.numel() else 0
+        log_ratio_B = log_ratio_T.new_zeros(rows).index_add_(0, row_T, log_ratio_T)
+        log_ratio_T = log_ratio_B[row_T]
+    weights_T = log_ratio_T.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    if beyond == "mask":
+        return weights_T * (weights_T <= cap)
+    return weights_T.clamp_max(cap)
+
+
+def aggregation_weights(lengths_B: Tensor, aggregation: Aggregation) -> Tensor:
+    """The factor that each token of each row has in the loss of the whole batch. Shape [B], float64.
+
+    `lengths_B` counts the response tokens of every row of the *global* batch, so the loss Σ_rows factor·Σ_tokens
+    does not depend on how rows are split into micro-batches or over ranks.
+    """
+    lengths_B = lengths_B.double()
+    if aggregation == "token-mean":
+        return torch.full_like(lengths_B, 1 / float(lengths_B.sum()))
+    if aggregation == "seq-mean-token-mean":
+        return 1 / (lengths_B * len(lengths_B))
+    return torch.full_like(lengths_B, 1 / len(lengths_B))

@@ -1,0 +1,457 @@
+"""The recipe: everything a run depends on, strict, typed and frozen. YAML in, resolved copy out. No torch here.
+
+Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125). Unknown keys are errors that
+suggest the nearest known key. `docs/recipe.md` explains every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gopd.errors import BadInput
+
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
+Estimator = Literal["sampled", "topk", "full"]
+Overlong = Literal["drop", "truncate", "error"]
+Positive = typing.Annotated[int, Field(gt=0)]
+NonNegative = typing.Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: immutable, unknown keys refused, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class View(Section):
+    """How a model sees the prompt. Only the prompt is rendered anew; response ids are never changed."""
+
+    system: str | None = None
+    """System text put before the chat; replaces one that the row brings."""
+    template: str = "{prompt}"
+    """Text of the last user turn. `{prompt}` is the row's own text, `{column}` or `{a.b}` any field of the row."""
+    suffix: str = ""
+    """Text added to the last user turn, as in the published math and code instructions."""
+    enable_thinking: bool | None = None
+    """Passed to the chat template when set (Qwen3's thinking switch)."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further variables for the chat template."""
+
+
+class ModelSpec(Section):
+    """A model folder, a Hub name, or `builtin:NAME` for a model that ships with the package."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class ReferenceSection(ModelSpec):
+    """A reference other than the student's initial weights, e.g. the teacher's pre-RL base."""
+
+    view: View | None = None
+    """None: the student's view."""
+
+
+class TeacherSection(ModelSpec):
+    """One teacher. What is None is taken from the recipe's general setting."""
+
+    view: View | None = None
+    reward_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    reference: ReferenceSection | None = None
+
+
+class LoraSection(Section):
+    """Low-rank adapters by PEFT. The reference is then the base with adapters off, not a second copy."""
+
+    rank: Positive = 32
+    alpha: float = Field(default=64.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class StudentSection(ModelSpec):
+    """The model that is trained."""
+
+    view: View = View()
+    lora: LoraSection | None = None
+    gradient_checkpointing: bool = False
+
+
+class ObjectiveSection(Section):
+    """The G-OPD objective. `docs/objective.md` derives it."""
+
+    estimator: Estimator = "sampled"
+    reward_scale: float = Field(default=1.25, ge=0, allow_inf_nan=False)
+    top_k: Positive = 64
+    """Size of the student's top-k set; used by `estimator: topk` only."""
+    control_variate: bool = False
+    """`sampled` only: subtract the closed-form mean of the advantage under the student."""
+    reward_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the verifier's reward in the advantage; 0: rewards are only logged."""
+    aggregation: Aggregation = "seq-mean-token-mean"
+
+    @model_validator(mode="after")
+    def _coherent(self) -> ObjectiveSection:
+        if self.estimator != "sampled" and self.control_variate:
+            raise ValueError(f"control_variate belongs to estimator 'sampled', not {self.estimator!r}")
+        if self.estimator != "sampled" and self.reward_weight > 0:
+            raise ValueError(
+                f"reward_weight needs estimator 'sampled': {self.estimator!r} has no sampled-token term"
+            )
+        return self
+
+
+class CorrectionSection(Section):
+    """Rollout correction: weights for tokens whose sampler log-prob differs from the trainer's."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """auto: applied whenever sampler and trainer can differ; off: never."""
+    level: Literal["token", "sequence"] = "token"
+    cap: float = Field(default=5.0, gt=0)
+    beyond: Literal["truncate", "mask"] = "truncate"
+    """What happens to weights above `cap`: cut to it, or the tokens dropped."""
+
+
+class SamplingSection(Section):
+    """How responses are drawn."""
+
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: NonNegative = 0
+    """0: no limit."""
+
+
+class SamplerSection(SamplingSection):
+    """The engine that draws the student's responses."""
+
+    engine: Literal["torch"] = "torch"
+    samples_per_prompt: Positive = 1
+    slots: Positive = 64
+    """Rows that decode side by side; a finished row's slot is refilled."""
+
+
+class Columns(Section):
+    """Which column holds what; dotted names reach into nested fields. Defaults are the published schema."""
+
+    prompt: str = "prompt"
+    """A chat list or a string (then one user turn)."""
+    ground_truth: str = "reward_model.ground_truth"
+    data_source: str = "data_source"
+    route: str = "extra_info.opd_teacher"
+    response: str = "response"
+    """SFT only: the demonstration."""
+
+
+class SourceSection(Section):
+    """Rows from local files (Parquet, JSONL, JSONL.gz) or a Hub dataset; one of the two."""
+
+    files: tuple[str, ...] = ()
+    hub: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    columns: Columns = Columns()
+    data_source: str | None = None
+    """Value for rows that have no data_source column."""
+    route: str | None = None
+    """Teacher for rows that have no route column. With one teacher it may be left out."""
+    verifier: Literal["auto", "math", "code", "none"] = "auto"
+    """auto: chosen by data_source."""
+    ground_truth_after: str | None = None
+    """Keep only what follows the last occurrence of this text in the ground truth (GSM8K: `####`)."""
+    limit: Positive | None = None
+    """Use only the first so many rows."""
+
+
+class DataSection(SourceSection):
+    """Training rows."""
+
+    max_prompt_tokens: Positive = 2048
+    max_response_tokens: Positive = 16384
+    overlong: Overlong = "drop"
+    """Prompts longer than the limit: dropped with a count, cut from the left, or an error."""
+    shuffle: bool = True
+
+
+class ValidationSection(SourceSection):
+    """Held-out rows; sampled and graded every so many steps, with the exact KL to the target."""
+
+    every: NonNegative = 10
+    """Steps between validations; 0: only before and after."""
+    before_training: bool = True
+    teachers: bool = False
+    """Also measure every teacher, once, before training."""
+    samples_per_prompt: Positive = 1
+    sampling: SamplingSection = SamplingSection()
+    max_response_tokens: Positive | None = None
+    """None: as in training."""
+
+
+class OptimSection(Section):
+    """AdamW."""
+
+    lr: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    warmup_steps: NonNegative = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: constant, or decay to zero at the last step."""
+
+
+class TrainSection(Section):
+    """Size and length of the run."""
+
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    prompts_per_step: Positive = 1024
+    mini_batches: Positive = 1
+    """Optimizer steps per batch of rollouts; with more than one, later ones are off-policy and are corrected."""
+    tokens_per_micro_batch: Positive = 16384
+    """Packed tokens (prompt + response) per forward; a longer row gets a micro-batch of its own."""
+    seed: NonNegative = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on GPU, float32 on CPU. Master weights are float32 either way."""
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give one of train.steps and train.epochs")
+        if self.prompts_per_step % self.mini_batches:
+            raise ValueError(
+                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of mini_batches ({self.mini_batches})"
+            )
+        return self
+
+
+class CheckpointSection(Section):
+    """What is kept to resume from, and which student is exported."""
+
+    every: NonNegative = 10
+    """Steps between checkpoints; 0: only the last."""
+    keep_last: Positive = 2
+    keep_best: bool = False
+    """Keep the checkpoint with the highest validation accuracy as well."""
+
+
+class TrackingSection(Section):
+    """Where results go."""
+
+    folder: str = "runs"
+    project: str = "gopd"
+    name: str | None = None
+    """Run name; None: the recipe's file name."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    rollouts_every: NonNegative = 1
+    """Steps between Parquet files of rollouts with per-token numbers; 0: none."""
+    rollouts_limit: Positive = 64
+    """At most so many rollouts per file."""
+    show_generations: NonNegative = 0
+    """Responses printed per validation."""
+
+
+class Recipe(Section):
+    """What every method shares."""
+
+    student: StudentSection
+    data: DataSection
+    validation: ValidationSection | None = None
+    optim: OptimSection = OptimSection()
+    train: TrainSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @property
+    def validation_response_tokens(self) -> int:
+        """Response limit of validation: its own, else that of training."""
+        own = None if self.validation is None else self.validation.max_response_tokens
+        return own or self.data.max_response_tokens
+
+
+class OpdRecipe(Recipe):
+    """On-policy distillation from one or more teachers (G-OPD; λ = 1 is OPD, λ > 1 ExOPD)."""
+
+    method: Literal["opd"] = "opd"
+    teachers: dict[str, TeacherSection] = Field(min_length=1)
+    reference: ReferenceSection | None = None
+    """None: the student's initial weights."""
+    objective: ObjectiveSection = ObjectiveSection()
+    correction: CorrectionSection = CorrectionSection()
+    sampler: SamplerSection = SamplerSection()
+
+    def reward_scale(self, route: str) -> float:
+        """The reward scale λ of one teacher."""
+        own = self.teachers[route].reward_scale
+        return self.objective.reward_scale if own is None else own
+
+    def teacher_view(self, route: str) -> View:
+        """How one teacher sees prompts; the student's view unless the recipe says otherwise."""
+        return self.teachers[route].view or self.student.view
+
+    def reference_of(self, route: str) -> ReferenceSection | None:
+        """The reference of one teacher; None is the student's initial weights."""
+        return self.teachers[route].reference or self.reference
+
+
+class SftRecipe(Recipe):
+    """Supervised fine-tuning on demonstrations: the data's `response` column."""
+
+    method: Literal["sft"]
+    aggregation: Aggregation = "token-mean"
+
+
+AnyRecipe = OpdRecipe | SftRecipe
+RECIPES: Mapping[str, type[Recipe]] = {"opd": OpdRecipe, "sft": SftRecipe}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-5` is a number, not a string. Repeated keys are errors."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} appears twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Reads a recipe file and applies `section.key=value` overrides; values are YAML.
+
+    Raises BadInput when the file is missing, is not YAML, or does not describe a possible run.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read recipe {path}: {error.strerror}") from error
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise BadInput(f"recipe {path}: expected sections with keys, found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    if isinstance(tracking := tree.setdefault("tracking", {}), dict):
+        tracking.setdefault("name", path.stem)
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
+    """Checks a tree of plain values and returns the recipe; raises BadInput naming every wrong key."""
+    method = tree.get("method", "opd")
+    if method not in RECIPES:
+        raise BadInput(f"{where}: unknown method {method!r}; known: {', '.join(RECIPES)}")
+    model = RECIPES[method]
+    if unknown := _unknown_keys(model, tree):
+        raise BadInput(f"{where}: " + "; ".join(unknown))
+    try:
+        return typing.cast(AnyRecipe, model.model_validate_json(json.dumps(tree)))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {_plain(e)}" for e in error.errors()]
+        raise BadInput(f"{where}: " + "; ".join(lines)) from error
+    except TypeError as error:
+        raise BadInput(
+            f"{where}: {error}; recipes hold text, numbers, true/false, lists and sections"
+        ) from error
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default written out; loading it gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """One line `section.key: old → new` for every value in which two recipes differ."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    missing = "(absent)"
+    return [
+        f"{key}: {before.get(key, missing)} → {after.get(key, missing)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, missing) != after.get(key, missing)
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise BadInput(f"override {override!r}: expected section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if child is None:
+            child = tree[section] = {}
+        if not isinstance(child, dict):
+            raise BadInput(f"override {override!r}: {section!r} is a value, not a section")
+        tree = child
+    tree[last] = _parse_yaml(value, f"override {override!r}")
+
+
+def _unknown_keys(model: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    problems = []
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(model.model_fields)}"
+            problems.append(f"unknown key {prefix}{key}; {hint}")
+            continue
+        child, many = _section_of(model.model_fields[key].annotation)
+        if child is None or not isinstance(value, dict):
+            continue
+        for name, entry in value.items() if many else [("", value)]:
+            if isinstance(entry, dict):
+                dotted = f"{prefix}{key}." + (f"{name}." if many else "")
+                problems += _unknown_keys(child, entry, dotted)
+    return problems
+
+
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The section class inside an annotation, and whether the annotation maps names to such sections."""
+    if typing.get_origin(annotation) is dict:
+        return _section_of(typing.get_args(annotation)[1])[0], True
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    return (sections[0] if sections else None), False
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "missing":
+        return "missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message if error["type"] == "value_error" else f"{message}, got {error['input']!r}"

@@ -1,0 +1,116 @@
+"""Prompts become rollouts: rendering, sampling, grading; the same for training and validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gopd import views
+from gopd.data import load_prompts
+from gopd.errors import BadInput
+from gopd.model import LanguageModel
+from gopd.recipe import Overlong, SamplingSection, SourceSection, View
+from gopd.sampler import Progress, Request, Sampler
+from gopd.types import Prompt, Rollout
+from gopd.verify import grade_all
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts with their token ids as one model sees them."""
+
+    prompts: list[Prompt]
+    ids: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def prompt_set(
+    source: SourceSection,
+    model: LanguageModel,
+    view: View,
+    *,
+    routes: Sequence[str] = (),
+    limit: int,
+    overlong: Overlong = "drop",
+    need_response: bool = False,
+) -> PromptSet:
+    """Loads rows and renders them in a model's view, at most `limit` tokens each. Raises BadInput."""
+    prompts = load_prompts(source, routes=routes, need_response=need_response)
+    views.check_view(view, model.tokenizer, model.name)
+    prompts, ids, report = views.fit(prompts, views.render(view, prompts, model.tokenizer), limit, overlong)
+    if report.dropped or report.truncated:
+        log.warning(
+            "%d of %d prompts are longer than %d tokens: %d dropped, %d cut",
+            report.dropped + report.truncated,
+            report.kept + report.dropped,
+            limit,
+            report.dropped,
+            report.truncated,
+        )
+    return PromptSet(prompts, ids)
+
+
+def check_context(model: LanguageModel, ids: Sequence[Sequence[int]], max_response_tokens: int) -> None:
+    """BadInput when the longest prompt and a full response do not fit the model's context."""
+    longest = max(map(len, ids))
+    if longest + max_response_tokens > model.context_length:
+        raise BadInput(
+            f"{model.name}: a prompt of {longest} tokens and a response of {max_response_tokens} exceed its context of "
+            f"{model.context_length}; lower data.max_response_tokens or data.max_prompt_tokens"
+        )
+
+
+def sample_rollouts(
+    sampler: Sampler,
+    model: LanguageModel,
+    batch: PromptSet,
+    sampling: SamplingSection,
+    *,
+    samples: int,
+    max_response_tokens: int,
+    stream: tuple[int, ...],
+    progress: Progress,
+) -> list[Rollout]:
+    """`samples` responses to every prompt. `stream` starts the key of every row's random numbers."""
+    work = [(p, ids, n) for p, ids in zip(batch.prompts, batch.ids, strict=True) for n in range(samples)]
+    requests = [Request(ids, (*stream, p.index, n), max_response_tokens) for p, ids, n in work]
+    responses = sampler.sample(requests, sampling, progress)
+    texts = model.tokenizer.batch_decode([r.ids for r in responses], skip_special_tokens=True)
+    return [
+        Rollout(p, n, ids, r.ids, r.logprobs_R, r.finished, text)
+        for (p, ids, n), r, text in zip(work, responses, texts, strict=True)
+    ]
+
+
+def grade(rollouts: Sequence[Rollout]) -> None:
+    """Sets every rollout's reward: 1 or 0 by its verifier, None without one."""
+    items = [(r.prompt.verifier, r.prompt.ground_truth, r.text) for r in rollouts]
+    for rollout, reward in zip(rollouts, grade_all(items), strict=True):
+        rollout.reward = reward
+
+
+def demonstrations(data: PromptSet, model: LanguageModel, limit: int) -> list[Rollout]:
+    """Rows with responses as rollouts, for SFT: the response's own tokens and the end-of-sequence token."""
+    texts = [p.response for p in data.prompts]
+    encoded = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    eos = model.tokenizer.eos_token_id
+    if eos is None:
+        raise BadInput(f"{model.name}: its tokenizer names no end-of-sequence token to train on")
+    rollouts = []
+    for prompt, prompt_ids, text, ids in zip(data.prompts, data.ids, texts, encoded, strict=True):
+        assert text is not None
+        whole = len(ids) < limit
+        rollouts.append(
+            Rollout(prompt, 0, prompt_ids, [*ids, eos] if whole else ids[:limit], None, whole, text)
+        )
+    cut = sum(not r.finished for r in rollouts)
+    if cut:
+        log.warning(
+            "%d of %d demonstrations are longer than %d tokens and were cut", cut, len(rollouts), limit
+        )
+    return rollouts

@@ -1,0 +1,45 @@
+"""Sampling engines: prompts in, responses with the log-probs of their tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from gopd.recipe import SamplingSection
+
+Progress = Callable[[int, int, int], None]
+"""Called now and then with (rows finished, rows in all, tokens drawn so far)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to answer. `stream` keys the row's own random numbers: (seed, step, prompt, sample)."""
+
+    prompt_ids: list[int]
+    stream: tuple[int, ...]
+    max_response_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Sampled ids with the end-of-sequence token, if `finished`, and their log-probs [R] at the temperature."""
+
+    ids: list[int]
+    logprobs_R: Tensor
+    finished: bool
+
+
+class Sampler(Protocol):
+    """What the loop needs of a sampling engine."""
+
+    exact: bool
+    """True: its log-probs are the trainer's own to rounding, so rollout correction weights are 1."""
+
+    def sample(
+        self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
+    ) -> list[Response]:
+        """Answers every request, in order."""
+        ...

@@ -1,0 +1,203 @@
+"""The embedded sampler: decodes with the learner's own weights, no copy, no second engine.
+
+Rows decode side by side in slots over one key-value cache; a finished row's slot is refilled at once, and when
+no row is waiting the remaining rows close ranks, so no finished row is ever computed. Every row draws from its
+own random stream, so a response depends on (seed, step, prompt, sample) and not on its batch-mates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
+from gopd.model import LanguageModel
+from gopd.objective import wide
+from gopd.recipe import SamplingSection
+from gopd.sampler import Progress, Request, Response
+
+PREFILL_TOKENS = 8192
+BLOCK = 128
+
+
+class TorchSampler:
+    """Samples from a `LanguageModel` with at most `slots` rows in flight."""
+
+    exact = True
+
+    def __init__(self, model: LanguageModel, slots: int) -> None:
+        self.model = model
+        self.slots = slots
+
+    @torch.no_grad()
+    def sample(
+        self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
+    ) -> list[Response]:
+        """Answers every request, in order."""
+        flight = _Flight(self.model, min(self.slots, len(requests)), requests, sampling)
+        while flight.busy():
+            flight.admit()
+            flight.decode()
+            progress(flight.finished, len(requests), flight.tokens)
+        return flight.responses()
+
+
+class _Flight:
+    """The rows of one `sample` call: those waiting, those in slots, those done."""
+
+    def __init__(
+        self, model: LanguageModel, slots: int, requests: Sequence[Request], sampling: SamplingSection
+    ) -> None:
+        self.model, self.requests, self.sampling = model, requests, sampling
+        device, limit = model.device, max(r.max_response_tokens for r in requests)
+        self.slots = slots
+        self.cache = KeyValueCache(slots, max(len(r.prompt_ids) for r in requests) + 64)
+        self.next = 0
+        self.active: list[int] = []
+        """Request number of each slot in use; slots 0 … len−1 are always the ones in use."""
+        self.done: dict[int, Response] = {}
+        self.tokens = 0
+        self.eos_E = torch.tensor(model.eos_ids, device=device)
+        self.ids_BL = torch.zeros((slots, limit), dtype=torch.long, device=device)
+        self.logprobs_BL = torch.zeros((slots, limit), device=device)
+        self.uniforms_BL = torch.zeros((slots, limit), dtype=torch.float64, device=device)
+        self.drawn_B = torch.zeros(slots, dtype=torch.long, device=device)
+        self.limit_B = torch.zeros(slots, dtype=torch.long, device=device)
+        self.prompt_B = torch.zeros(slots, dtype=torch.long, device=device)
+
+    def busy(self) -> bool:
+        return self.next < len(self.requests) or bool(self.active)
+
+    @property
+    def finished(self) -> int:
+        return len(self.done)
+
+    def responses(self) -> list[Response]:
+        return [self.done[i] for i in range(len(self.requests))]
+
+    def admit(self) -> None:
+        """Prefills waiting prompts, packed, into free slots and draws their first tokens."""
+        while self.next < len(self.requests) and len(self.active) < self.slots:
+            first, budget = len(self.active), PREFILL_TOKENS
+            while self.next < len(self.requests) and len(self.active) < self.slots:
+                request = self.requests[self.next]
+                budget -= len(request.prompt_ids)
+                if budget < 0 and len(self.active) > first:
+                    break
+                self._occupy(len(self.active), request)
+                self.active.append(self.next)
+                self.next += 1
+            slots = range(first, len(self.active))
+            prompts = [self.requests[self.active[s]].prompt_ids for s in slots]
+            lengths = [len(p) for p in prompts]
+            device = self.model.device
+            ids_T = torch.tensor([t for p in prompts for t in p], device=device)
+            positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
+            layout = PackedLayout(lengths, self.cache, tuple(slots))
+            hidden_TD = self.model.forward(ids_T[None], positions_T[None], layout)[0]
+            last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
+            self._draw(hidden_TD[last_B], slice(first, len(self.active)))
+            self._retire()
+
+    def decode(self) -> None:
+        """One more token for every row in flight."""
+        if not self.active:
+            return
+        rows = slice(0, len(self.active))
+        last_B1 = self.ids_BL[rows].gather(1, self.drawn_B[rows, None] - 1)
+        positions_B = self.prompt_B[rows] + self.drawn_B[rows] - 1
+        layout = DecodeLayout.at(self.cache, positions_B)
+        self._draw(self.model.forward(last_B1, positions_B[:, None], layout)[:, 0], rows)
+        self._retire()
+
+    def _occupy(self, slot: int, request: Request) -> None:
+        self.uniforms_BL[slot, : request.max_response_tokens] = row_uniforms(
+            request.stream, request.max_response_tokens
+        )
+        self.drawn_B[slot] = 0
+        self.limit_B[slot] = request.max_response_tokens
+        self.prompt_B[slot] = len(request.prompt_ids)
+
+    def _draw(self, hidden_BD: Tensor, rows: slice) -> None:
+        logits_BV = wide(hidden_BD @ self.model.head_VD.T).div_(self.sampling.temperature)
+        column_B1 = self.drawn_B[rows, None]
+        uniforms_B = self.uniforms_BL[rows].gather(1, column_B1).squeeze(1)
+        ids_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.top_p, self.sampling.top_k)
+        self.ids_BL[rows].scatter_(1, column_B1, ids_B[:, None])
+        self.logprobs_BL[rows].scatter_(1, column_B1, logprobs_B[:, None])
+        self.drawn_B[rows] += 1
+        self.tokens += len(ids_B)
+
+    def _retire(self) -> None:
+        """Takes finished rows out; the last row in flight moves into each gap."""
+        count = len(self.active)
+        drawn_B = self.drawn_B[:count]
+        last_B = self.ids_BL[:count].gather(1, drawn_B[:, None] - 1).squeeze(1)
+        ended_B = torch.isin(last_B, self.eos_E)
+        over_B = ended_B | (drawn_B >= self.limit_B[:count])
+        for slot in sorted(over_B.nonzero().flatten().tolist(), reverse=True):
+            length = int(self.drawn_B[slot])
+            ids, logprobs_R = (
+                self.ids_BL[slot, :length].tolist(),
+                self.logprobs_BL[slot, :length].cpu().clone(),
+            )
+            self.done[self.active[slot]] = Response(ids, logprobs_R, bool(ended_B[slot]))
+            last = len(self.active) - 1
+            if slot != last:
+                self.cache.move(last, slot)
+                for store in (self.ids_BL, self.logprobs_BL, self.uniforms_BL):
+                    store[slot] = store[last]
+                for counter in (self.drawn_B, self.limit_B, self.prompt_B):
+                    counter[slot] = counter[last]
+                self.active[slot] = self.active[last]
+            self.active.pop()
+
+
+def row_uniforms(stream: tuple[int, ...], count: int) -> Tensor:
+    """`count` uniform numbers in [0, 1) of one row's own stream (Philox keyed by a hash of `stream`); float64."""
+    digest = hashlib.sha256(repr(stream).encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return torch.from_numpy(generator.random(count))
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Draws one id per row by inverse CDF in two levels: first a block of tokens, then a token in it.
+
+    `logits_BV` are float32, divided by the temperature. Returns ids [B] and their log-probs [B] under the *whole*
+    distribution: top-p/top-k change what is drawn, not how it is scored, as the trainer scores it so too.
+    """
+    norm_B = logits_BV.logsumexp(-1)
+    allowed_BV = logits_BV if top_p == 1 and top_k == 0 else restrict(logits_BV, top_p, top_k)
+    probs_BV = (allowed_BV - norm_B[:, None]).exp_()
+    rows, vocabulary = probs_BV.shape
+    probs_BNK = F.pad(probs_BV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    blocks_BN = probs_BNK.sum(-1, dtype=torch.float64).cumsum(-1)
+    point_B1 = (uniforms_B[:, None] * blocks_BN[:, -1:]).clamp_max(_below(blocks_BN[:, -1:]))
+    block_B1 = torch.searchsorted(blocks_BN, point_B1, right=True)
+    before_B1 = F.pad(blocks_BN, (1, 0)).gather(1, block_B1)
+    inside_BK = probs_BNK[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].double().cumsum(-1)
+    rest_B1 = (point_B1 - before_B1).clamp_max(_below(inside_BK[:, -1:]))
+    ids_B = (block_B1 * BLOCK + torch.searchsorted(inside_BK, rest_B1, right=True)).squeeze(1)
+    return ids_B, logits_BV.gather(1, ids_B[:, None]).squeeze(1) - norm_B
+
+
+def restrict(logits_BV: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Logits with everything outside the top-k, then outside the top-p nucleus, at −inf.
+
+    The nucleus is the smallest set of likeliest tokens whose probability, among the top-k, reaches `top_p`.
+    """
+    kept = min(top_k, logits_BV.shape[-1]) if top_k else logits_BV.shape[-1]
+    values_BK, index_BK = logits_BV.topk(kept, dim=-1)
+    if top_p < 1:
+        probs_BK = values_BK.softmax(-1)
+        values_BK = values_BK.masked_fill(probs_BK.cumsum(-1) - probs_BK >= top_p, -torch.inf)
+    return torch.full_like(logits_BV, -torch.inf).scatter_(-1, index_BK, values_BK)
+
+
+def _below(values: Tensor) -> Tensor:
+    return torch.nextafter(values, torch.zeros_like(values))

@@ -1,0 +1,141 @@
+"""From a recipe to everything loaded and checked: what cannot work is refused here, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gopd import views
+from gopd.data import PromptOrder
+from gopd.errors import BadInput
+from gopd.learner import Learner
+from gopd.model import LanguageModel, load_model
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.rollouts import PromptSet, check_context, demonstrations, prompt_set
+from gopd.sampler import Sampler
+from gopd.sampler.torch import TorchSampler
+from gopd.scorer import Scorer, Seat
+from gopd.types import Rollout
+
+
+@dataclass
+class Roles:
+    """The actors and the data of one run. `scorer` is None and `demonstrations` are set for SFT."""
+
+    student: LanguageModel
+    sampler: Sampler
+    scorer: Scorer | None
+    learner: Learner
+    data: PromptSet
+    demonstrations: list[Rollout] | None
+    validation: PromptSet | None
+    order: PromptOrder
+    total_steps: int
+
+
+def prepare(recipe: AnyRecipe) -> Roles:
+    """Loads models and data and checks that they fit together; raises BadInput when they do not."""
+    device, dtype = _device(recipe)
+    student = load_model(recipe.student, "student", device=device, dtype=torch.float32)
+    if recipe.student.lora is not None:
+        student.add_lora(recipe.student.lora, recipe.train.seed)
+    routes = tuple(recipe.teachers) if isinstance(recipe, OpdRecipe) else ()
+    data, validation = _prompts(recipe, student, routes)
+    scorer = None
+    if isinstance(recipe, OpdRecipe):
+        scorer = Scorer(recipe, student, device=device, dtype=dtype)
+        _check_seats(scorer, [data] if validation is None else [data, validation], recipe)
+    order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
+    steps = recipe.train.steps or order.steps(recipe.train.epochs or 1)
+    limit = recipe.data.max_response_tokens
+    return Roles(
+        student=student,
+        sampler=TorchSampler(
+            student, recipe.sampler.slots if isinstance(recipe, OpdRecipe) else VALIDATION_SLOTS
+        ),
+        scorer=scorer,
+        learner=_learner(recipe, student, scorer, steps * recipe.train.mini_batches),
+        data=data,
+        demonstrations=demonstrations(data, student, limit) if recipe.method == "sft" else None,
+        validation=validation,
+        order=order,
+        total_steps=steps,
+    )
+
+
+VALIDATION_SLOTS = 64
+"""Rows decoded side by side where the recipe has no sampler section, and for teachers."""
+
+
+def _prompts(
+    recipe: AnyRecipe, student: LanguageModel, routes: Sequence[str]
+) -> tuple[PromptSet, PromptSet | None]:
+    limit, view = recipe.data.max_prompt_tokens, recipe.student.view
+    data = prompt_set(
+        recipe.data,
+        student,
+        view,
+        routes=routes,
+        limit=limit,
+        overlong=recipe.data.overlong,
+        need_response=recipe.method == "sft",
+    )
+    check_context(student, data.ids, recipe.data.max_response_tokens)
+    if recipe.validation is None:
+        return data, None
+    validation = prompt_set(recipe.validation, student, view, routes=routes, limit=limit)
+    check_context(student, validation.ids, recipe.validation_response_tokens)
+    return data, validation
+
+
+def _check_seats(scorer: Scorer, sets: Sequence[PromptSet], recipe: OpdRecipe) -> None:
+    """One vocabulary for all; every view renders every row, and every model has room for it."""
+    seats: dict[str, Seat] = {}
+    for name, route in scorer.routes.items():
+        seats[f"teacher {name}"] = route.teacher
+        if route.reference is not None:
+            seats[f"reference of {name}"] = route.reference
+    models = {"student": scorer.student} | {name: seat.model for name, seat in seats.items()}
+    views.check_same_vocabulary({name: model.tokenizer for name, model in models.items()})
+    logits = len(scorer.student.head_VD)
+    for name, model in models.items():
+        if len(model.head_VD) != logits:
+            raise BadInput(
+                f"{name} has {len(model.head_VD)} logits, the student {logits}; "
+                "distillation compares whole distributions, so choose models with one vocabulary size"
+            )
+    for name, seat in seats.items():
+        views.check_view(seat.view, seat.model.tokenizer, name)
+        for prompts in sets:
+            own = seat.view == recipe.student.view
+            ids = prompts.ids if own else views.render(seat.view, prompts.prompts, seat.model.tokenizer)
+            check_context(seat.model, ids, recipe.data.max_response_tokens)
+
+
+def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, updates: int) -> Learner:
+    if isinstance(recipe, OpdRecipe):
+        assert scorer is not None
+        return Learner(
+            recipe,
+            student,
+            total_steps=updates,
+            aggregation=recipe.objective.aggregation,
+            objective=recipe.objective,
+            correction=recipe.correction,
+            temperature=recipe.sampler.temperature,
+            heads=scorer.heads,
+        )
+    return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation)
+
+
+def _device(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
+    """Where models live, and the dtype of the frozen ones."""
+    train = recipe.train
+    cuda = torch.cuda.is_available()
+    if train.device == "cuda" and not cuda:
+        raise BadInput("train.device is cuda, but PyTorch finds no GPU; use auto or cpu")
+    device = torch.device("cuda" if train.device != "cpu" and cuda else "cpu")
+    narrow = train.compute_dtype == "bfloat16" or (train.compute_dtype == "auto" and device.type == "cuda")
+    return device, torch.bfloat16 if narrow else torch.float32

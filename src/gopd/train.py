@@ -1,0 +1,314 @@
+"""The loop: sample, score, update, validate, save. Everything else is in the roles it drives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gopd import views
+from gopd.checkpoint import RunFolder
+from gopd.console import Display
+from gopd.errors import BadInput, Interrupted
+from gopd.export import export_student
+from gopd.files import atomic_write, discard
+from gopd.learner import NonFinite, Update
+from gopd.methods import opd, sft
+from gopd.metrics import Clock, step_metrics
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.rollouts import PromptSet, grade, sample_rollouts
+from gopd.sampler.torch import TorchSampler
+from gopd.setup import VALIDATION_SLOTS, Roles, prepare
+from gopd.tracking import Metrics, Trackers, read_metrics, rewind_rollouts, rollouts_file, write_rollouts
+from gopd.types import Rollout, Scores
+from gopd.validate import Validation, exact_kl, summarize
+
+TRAINING, VALIDATION = 0, 1
+"""First numbers of random streams, so that training and validation never share one."""
+
+
+def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = None) -> Path:
+    """Runs a recipe and returns its run folder; the trained student is in `student/` inside.
+
+    Raises BadInput before any work when the recipe cannot run, RunFailed when it cannot go on, and Interrupted
+    after Ctrl-C, when the current step is finished and saved.
+    """
+    display = display or Display()
+    run = RunFolder.open(recipe, resume=resume)
+    try:
+        found = run.latest()
+        roles = prepare(recipe)
+        trackers = Trackers(recipe, run, after=found[0] if found else -1)
+    except BadInput:
+        if not run.resumed:
+            discard(run.path)
+        raise
+    try:
+        with _finish_step_on_interrupt() as stop:
+            Job(recipe, run, display, roles, trackers).run(found, stop)
+    finally:
+        trackers.close()
+        run.close()
+    return run.path
+
+
+Found = tuple[int, Path, dict[str, Any]]
+"""A checkpoint: step, folder and state."""
+
+
+@dataclass
+class Stop:
+    """Set by Ctrl-C; the loop looks at it between steps."""
+
+    requested: bool = False
+
+
+@dataclass
+class Job:
+    """A recipe, its run folder, and the roles that carry it out."""
+
+    recipe: AnyRecipe
+    run_folder: RunFolder
+    display: Display
+    roles: Roles
+    trackers: Trackers
+    best: tuple[int, float] | None = None
+
+    def run(self, found: Found | None, stop: Stop) -> None:
+        """From the start, or from the checkpoint found, to the last step."""
+        first = self._take_up(found)
+        metrics = Metrics(self.run_folder.metrics)
+        with self.display.run(self.roles.total_steps, first):
+            if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
+                self._validate(0)
+            for step in range(first + 1, self.roles.total_steps + 1):
+                started, clock = time.perf_counter(), Clock()
+                torch.manual_seed(_step_seed(self.recipe.train.seed, step))
+                rollouts, scores = self._collect(step, clock)
+                updates = self._update(step, rollouts, scores, clock)
+                figures = step_metrics(rollouts, updates) | clock.metrics()
+                metrics.append({"step": step, **figures})
+                self.trackers.log(step, figures)
+                self._keep_rollouts(step, rollouts, updates)
+                self.display.step(step, self.roles.total_steps, figures, time.perf_counter() - started)
+                self._validate_and_save(step, stop)
+        self._finish()
+
+    def _collect(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Scores | None]]:
+        """The step's rollouts, graded, with their scores; for SFT, demonstrations without."""
+        indices = self.roles.order.indices(step - 1)
+        if self.roles.demonstrations is not None:
+            chosen = [self.roles.demonstrations[i] for i in indices]
+            return chosen, [None] * len(chosen)
+        recipe, scorer = self.recipe, self.roles.scorer
+        assert isinstance(recipe, OpdRecipe) and scorer is not None
+        batch = PromptSet(
+            [self.roles.data.prompts[i] for i in indices], [self.roles.data.ids[i] for i in indices]
+        )
+        samples = recipe.sampler.samples_per_prompt
+        with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
+            rollouts = sample_rollouts(
+                self.roles.sampler,
+                self.roles.student,
+                batch,
+                recipe.sampler,
+                samples=samples,
+                max_response_tokens=recipe.data.max_response_tokens,
+                stream=(recipe.train.seed, TRAINING, step),
+                progress=bar.sampled,
+            )
+        with clock.phase("verify"):
+            grade(rollouts)
+        with clock.phase("score"), self.display.phase("scoring", len(rollouts)) as bar:
+            scores = scorer.score(
+                rollouts,
+                temperature=recipe.sampler.temperature,
+                keep_hidden=opd.needs_vocabulary(recipe.objective),
+                done=bar.rows,
+            )
+        clock.tokens["sample"] = clock.tokens["score"] = sum(len(r.response_ids) for r in rollouts)
+        return rollouts, list(scores)
+
+    def _update(
+        self, step: int, rollouts: list[Rollout], scores: list[Scores | None], clock: Clock
+    ) -> list[Update]:
+        """One optimizer step per mini-batch; those after the first are off-policy."""
+        updates = []
+        size = -(-len(rollouts) // self.recipe.train.mini_batches)
+        with clock.phase("update"), self.display.phase("updating", len(rollouts)) as bar:
+            for start in range(0, len(rollouts), size):
+                part, part_scores = rollouts[start : start + size], scores[start : start + size]
+                on_policy = start == 0 and self.roles.sampler.exact
+                if isinstance(self.recipe, OpdRecipe):
+                    scored = [s for s in part_scores if s is not None]
+                    terms = opd.token_terms(self.recipe, part, scored, on_policy=on_policy)
+                else:
+                    terms = sft.token_terms(part)
+                try:
+                    updates.append(self.roles.learner.update(part, part_scores, terms, bar.rows))
+                except NonFinite as error:
+                    raise self._dump(step, error, [part[i] for i in error.rows]) from error
+        clock.tokens["update"] = sum(len(r.response_ids) for r in rollouts)
+        return updates
+
+    def _validate_and_save(self, step: int, stop: Stop) -> None:
+        last, section = step == self.roles.total_steps, self.recipe.validation
+        if section is not None and (last or (section.every and step % section.every == 0)):
+            self._validate(step)
+        every = self.recipe.checkpoint.every
+        if last or stop.requested or (every and step % every == 0):
+            state = {"updates": self.roles.learner.updates, "best_step": None, "best_score": None}
+            if self.best is not None:
+                state["best_step"], state["best_score"] = self.best  # type: ignore[assignment]
+            self.run_folder.save(step, self.roles.learner.save, state)
+        if stop.requested and not last:
+            raise Interrupted(f"stopped after step {step} of {self.roles.total_steps}; go on with --resume")
+
+    def _validate(self, step: int) -> None:
+        """Measures the student, and before training the teachers if the recipe asks for it."""
+        section, data, recipe = self.recipe.validation, self.roles.validation, self.recipe
+        assert section is not None and data is not None
+        limit = recipe.validation_response_tokens
+        models = [("student", self.roles.student, self.roles.sampler, data)]
+        if step == 0 and section.teachers and self.roles.scorer is not None:
+            for name, route in self.roles.scorer.routes.items():
+                seen = PromptSet(
+                    data.prompts, views.render(route.teacher.view, data.prompts, self.roles.student.tokenizer)
+                )
+                teacher = route.teacher.model
+                models.append((f"teacher {name}", teacher, TorchSampler(teacher, VALIDATION_SLOTS), seen))
+        for name, model, sampler, prompts in models:
+            with self.display.phase(f"validating {name}", len(prompts) * section.samples_per_prompt) as bar:
+                rollouts = sample_rollouts(
+                    sampler,
+                    model,
+                    prompts,
+                    section.sampling,
+                    samples=section.samples_per_prompt,
+                    max_response_tokens=limit,
+                    stream=(recipe.train.seed, VALIDATION),
+                    progress=bar.sampled,
+                )
+                grade(rollouts)
+                kls = None
+                if model is self.roles.student and self.roles.scorer is not None:
+                    kls = exact_kl(model, self.roles.scorer, rollouts, section.sampling.temperature)
+            self._record_validation(summarize(step, name, rollouts, kls), rollouts)
+
+    def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:
+        Metrics(self.run_folder.validation).append(result.entry())
+        kept = rollouts[: self.recipe.tracking.rollouts_limit]
+        folder = self.run_folder.validation_rollouts / result.model.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rollouts(
+            rollouts_file(folder, result.step), result.step, kept, [None] * len(kept), self._token_names
+        )
+        self.display.table([(f"{result.model}, step {result.step}", result)])
+        for rollout in rollouts[: self.recipe.tracking.show_generations]:
+            self.display.say(f"--- {rollout.prompt.where} (reward {rollout.reward})\n{rollout.text}")
+        if result.model != "student":
+            return
+        if self.best is None or result.score() > self.best[1]:
+            self.best = (result.step, result.score())
+        flat = {
+            f"validation/{domain}/{name}": value
+            for domain, figures in result.entry()["domains"].items()
+            for name, value in figures.items()
+            if value is not None
+        }
+        self.trackers.log(result.step, flat)
+
+    def _keep_rollouts(self, step: int, rollouts: list[Rollout], updates: list[Update]) -> None:
+        tracking = self.recipe.tracking
+        if (
+            not tracking.rollouts_every
+            or step % tracking.rollouts_every
+            or self.roles.demonstrations is not None
+        ):
+            return
+        reports = [report for update in updates for report in update.reports][: tracking.rollouts_limit]
+        write_rollouts(
+            rollouts_file(self.run_folder.rollouts, step),
+            step,
+            rollouts[: tracking.rollouts_limit],
+            reports,
+            self._token_names,
+        )
+
+    def _token_names(self, ids: list[int]) -> list[str]:
+        return list(self.roles.student.tokenizer.convert_ids_to_tokens(ids))
+
+    def _take_up(self, found: Found | None) -> int:
+        """Puts everything back to the checkpoint found; returns its step, 0 without one."""
+        for warning in self.run_folder.warnings:
+            self.display.say(f"warning: {warning}")
+        step = 0
+        if found is not None:
+            step, folder, state = found
+            self.roles.learner.load(folder, state["updates"])
+            if state["best_step"] is not None:
+                self.best = (state["best_step"], state["best_score"])
+            self.display.say(f"resuming after step {step} of {self.roles.total_steps}")
+        for path in (self.run_folder.metrics, self.run_folder.validation):
+            Metrics(path).rewind(step if found else -1)
+        for folder in (self.run_folder.rollouts, *self.run_folder.validation_rollouts.glob("*")):
+            rewind_rollouts(folder, step if found else -1)
+        return step
+
+    def _finish(self) -> None:
+        results = [Validation.from_entry(e) for e in read_metrics(self.run_folder.validation)]
+        students = [r for r in results if r.model == "student"]
+        last = students[-1] if students else None
+        export_student(self.roles.student, self.recipe, self.run_folder.student, self.roles.total_steps, last)
+        if last is not None:
+            rows = [("student before", s) for s in students[:1] if s.step == 0]
+            rows += [(r.model, r) for r in results if r.model != "student"]
+            self.display.table([*rows, ("student after", last)])
+        self.display.say(f"run folder: {self.run_folder.path}")
+
+    def _dump(self, step: int, error: NonFinite, rollouts: list[Rollout]) -> NonFinite:
+        path = self.run_folder.path / f"failure-step-{step:08d}.jsonl"
+        rows = [
+            {
+                "where": r.prompt.where,
+                "route": r.prompt.route,
+                "prompt_ids": r.prompt_ids,
+                "response_ids": r.response_ids,
+            }
+            for r in rollouts
+        ]
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        message = (
+            f"{error}; training stopped at step {step} with the last checkpoint intact; rows involved: {path}"
+        )
+        return NonFinite(message, error.rows)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def _finish_step_on_interrupt() -> Iterator[Stop]:
+    """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,113 @@
+"""The things that flow between roles.
+
+Axis suffixes on tensor names, used everywhere:
+
+====  =======================================================
+`_B`  rows of a batch (one rollout each)
+`_R`  response tokens of one rollout, end-of-sequence included
+`_T`  packed tokens: the rows of a micro-batch end to end
+`_C`  the tokens of one chunk of a micro-batch
+`_V`  vocabulary
+`_D`  hidden width
+====  =======================================================
+
+Log-probs are natural logarithms in float32, of logits divided by the sampling temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = Mapping[str, str]
+"""One chat turn: `{"role": ..., "content": ...}`."""
+
+VerifierName = Literal["math", "code", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of the data.
+
+    `where` is the row's place for error messages, as in `train.jsonl:17`; `index` its position among the
+    rows kept, which keys its random stream. `fields` holds the raw row, for views that use extra columns.
+    """
+
+    index: int
+    where: str
+    messages: tuple[Message, ...]
+    data_source: str
+    verifier: VerifierName
+    ground_truth: str | None
+    route: str | None
+    response: str | None
+    fields: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One response to a prompt, sampled by the student (or, for SFT, the demonstration).
+
+    `response_ids` includes the end-of-sequence token when `finished`; otherwise the response was cut at the
+    length limit. `sampler_logprobs_R` are the sampler's own log-probs of the response ids, over the whole
+    vocabulary at the sampling temperature (before top-p/top-k); None for demonstrations.
+    """
+
+    prompt: Prompt
+    sample: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    sampler_logprobs_R: Tensor | None
+    finished: bool
+    text: str
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a rollout's own teacher, and that teacher's reference, say about its response.
+
+    `reference_logprobs_R` and `log_partition_R` (log Z of T^λ R^(1-λ), per position) are None when λ = 1: no
+    reference is consulted. Estimators that look at the whole vocabulary get hidden states (after the final norm)
+    instead of log-probs; the learner projects them with the scorer's heads and fills the log-probs in.
+    """
+
+    route: str
+    reward_scale: float
+    teacher_logprobs_R: Tensor | None = None
+    reference_logprobs_R: Tensor | None = None
+    log_partition_R: Tensor | None = None
+    teacher_hidden_RD: Tensor | None = None
+    reference_hidden_RD: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """What a method says about one rollout: the advantage of a token is `constant_R − own · ℓ_S`.
+
+    `constant_R` does not depend on the student. With `sampler_logprobs_R` the tokens are off-policy and get
+    rollout-correction weights.
+    """
+
+    constant_R: Tensor
+    own: float
+    sampler_logprobs_R: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """What the update saw at every token of one rollout; float32 [R] on the CPU.
+
+    `kl_R` is exact (`full`), a lower bound (`topk`) or one-sample unbiased (`sampled`); None for SFT.
+    """
+
+    student_logprobs_R: Tensor
+    advantage_R: Tensor
+    entropy_R: Tensor
+    correction_R: Tensor | None
+    kl_R: Tensor | None
+    scores: Scores | None

@@ -1,0 +1,128 @@
+"""Held-out measurement: accuracy per domain with intervals, response lengths, and the exact KL to the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gopd.logprobs import token_chunks
+from gopd.model import LanguageModel
+from gopd.objective import reverse_kl
+from gopd.packing import pack
+from gopd.scorer import Scorer
+from gopd.types import Rollout
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Figures of one data source. `accuracy` is None without a verifier; `low`, `high` its 95% interval.
+
+    `kl_to_target` is the mean over response tokens of KL(S ‖ q_λ), over the whole vocabulary, in nats.
+    """
+
+    problems: int
+    samples: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    tokens: float
+    truncated: float
+    kl_to_target: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """One model measured at one step."""
+
+    step: int
+    model: str
+    domains: Mapping[str, Domain]
+
+    def score(self) -> float:
+        """What `best` is judged by: mean accuracy over domains, or without verifiers minus the mean KL."""
+        accuracies = [d.accuracy for d in self.domains.values() if d.accuracy is not None]
+        if accuracies:
+            return sum(accuracies) / len(accuracies)
+        kls = [d.kl_to_target for d in self.domains.values() if d.kl_to_target is not None]
+        return -sum(kls) / len(kls) if kls else float("-inf")
+
+    def entry(self) -> dict[str, Any]:
+        """As a line of `validation.jsonl`."""
+        return asdict(self)
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> Validation:
+        """Back from a line of `validation.jsonl`."""
+        return cls(entry["step"], entry["model"], {k: Domain(**v) for k, v in entry["domains"].items()})
+
+
+def summarize(
+    step: int, model: str, rollouts: Sequence[Rollout], kl_sums: Sequence[float] | None
+) -> Validation:
+    """Figures per data source. `kl_sums` is each rollout's sum over tokens, as from `exact_kl`."""
+    domains = {}
+    for source in sorted({r.prompt.data_source for r in rollouts}):
+        rows = [i for i, r in enumerate(rollouts) if r.prompt.data_source == source]
+        mine = [rollouts[i] for i in rows]
+        tokens = sum(len(r.response_ids) for r in mine)
+        accuracy, low, high = accuracy_interval(mine)
+        domains[source] = Domain(
+            problems=len({r.prompt.index for r in mine}),
+            samples=len(mine),
+            accuracy=accuracy,
+            low=low,
+            high=high,
+            tokens=tokens / len(mine),
+            truncated=sum(not r.finished for r in mine) / len(mine),
+            kl_to_target=None if kl_sums is None else sum(kl_sums[i] for i in rows) / tokens,
+        )
+    return Validation(step, model, domains)
+
+
+def accuracy_interval(rollouts: Sequence[Rollout]) -> tuple[float | None, float | None, float | None]:
+    """Mean reward with a 95% bootstrap interval over problems (fixed seed); None without rewards."""
+    per_problem: dict[int, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None:
+            per_problem.setdefault(rollout.prompt.index, []).append(rollout.reward)
+    if not per_problem:
+        return None, None, None
+    means = np.array([sum(v) / len(v) for v in per_problem.values()])
+    low, high = bootstrap_interval(means)
+    return float(means.mean()), low, high
+
+
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95% percentile interval of the mean by resampling `values` [problems] with a fixed seed."""
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
+    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def exact_kl(
+    student: LanguageModel, scorer: Scorer, rollouts: Sequence[Rollout], temperature: float
+) -> list[float]:
+    """Σ_t KL(S ‖ q_λ) of each rollout under its own route, over the whole vocabulary."""
+    sums = [0.0] * len(rollouts)
+    for _, rows, target in scorer.targets(rollouts):
+        batch = [rollouts[i] for i in rows]
+        packed = pack([r.prompt_ids for r in batch], [r.response_ids for r in batch], student.device)
+        projection = student.project(packed)
+        parts: list[Tensor] = []
+        for tokens in token_chunks(target.tokens, len(projection.head_VD)):
+            student_CV = projection.logits(tokens, temperature).log_softmax(-1)
+            target_CV, _ = target.chunk(packed.targets_T[tokens], tokens, temperature)
+            parts.append(reverse_kl(student_CV, target_CV)[0])
+        for i, kl_R in zip(rows, packed.split(torch.cat(parts)), strict=True):
+            sums[i] = float(kl_R.sum())
+    return sums
