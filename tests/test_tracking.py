@@ -24,7 +24,7 @@ from gopd.tracking import (
     rollouts_file,
     write_rollouts,
 )
-from gopd.types import Prompt, Rollout, Scores
+from gopd.types import Prompt, Rollout, Scores, TokenReport
 
 
 def recipe_in(folder: Path, *trackers: str) -> Recipe:
@@ -112,7 +112,9 @@ def rollout(ids: list[int], *, route: str | None, logprobs: list[float] | None) 
 def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
     teacher, advantages = torch.tensor([-0.1, -2.5, -1e-7]), torch.tensor([0.3, float("-inf"), 1e-30])
     scores = Scores("math", 1.0, teacher)
-    extrapolated = Scores("code", 1.25, torch.tensor([-1.0]), torch.tensor([-2.0]))
+    extrapolated = Scores("code", 1.25, torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([0.5]))
+    own, entropies = torch.tensor([-0.5, -1.25, -3.0]), torch.tensor([0.25, 0.0, 2.0])
+    one = torch.tensor([1.5])
     rollouts = [
         rollout([5, 7, 0], route=None, logprobs=[-0.5, -1.25, -3.0]),
         rollout([4], route="code", logprobs=[-0.25]),
@@ -123,8 +125,11 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
         path,
         12,
         rollouts,
-        [scores, extrapolated, None],
-        [advantages, None, None],
+        [
+            TokenReport(own, advantages, entropies, None, None, scores),
+            TokenReport(one, one, one, None, one, extrapolated),
+            None,
+        ],
         lambda ids: [f"<{i}>" for i in ids],
     )
     sampled, other, demonstration = pq.read_table(path).to_pylist()
@@ -142,11 +147,16 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
         "response_ids": [5, 7, 0],
         "tokens": ["<5>", "<7>", "<0>"],
         "sampler_logprobs": [-0.5, -1.25, -3.0],
+        "student_logprobs": own.tolist(),
         "teacher_logprobs": teacher.tolist(),
         "reference_logprobs": None,
+        "log_partition": None,
         "advantages": advantages.tolist(),
+        "entropies": entropies.tolist(),
+        "kls": None,
     }
     assert (other["teacher_logprobs"], other["reference_logprobs"]) == ([-1.0], [-2.0])
+    assert (other["log_partition"], other["kls"]) == ([0.5], [1.5])
     assert demonstration["route"] == "code"
     assert demonstration["response_ids"] == [9]
     for column in ("sampler_logprobs", "teacher_logprobs", "advantages"):
@@ -155,7 +165,7 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
 
 def test_rewind_removes_rollouts_of_later_steps_only(tmp_path: Path) -> None:
     for step in (1, 9, 10, 11):
-        write_rollouts(rollouts_file(tmp_path, step), step, [], [], [], lambda ids: [])
+        write_rollouts(rollouts_file(tmp_path, step), step, [], [], lambda ids: [])
     rewind_rollouts(tmp_path, 9)
     assert sorted(tmp_path.iterdir()) == [rollouts_file(tmp_path, 1), rollouts_file(tmp_path, 9)]
 

@@ -1,5 +1,41 @@
-"""gopd: generalized on-policy distillation of language models."""
+"""gopd: generalized on-policy distillation of language models.
+
+What most programs need is here; the roles are in their own modules (`gopd.sampler`, `gopd.scorer`, `gopd.learner`)
+and the mathematics in `gopd.objective`. Importing `gopd` imports neither torch nor pydantic.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gopd.errors import BadInput, Interrupted, RunFailed
+
+if TYPE_CHECKING:
+    from gopd.recipe import AnyRecipe
+
+__all__ = ["BadInput", "Interrupted", "RunFailed", "load_recipe", "train"]
+
 __version__ = "0.1.0"
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Reads a recipe file and applies `section.key=value` overrides; values are YAML.
+
+    Raises BadInput when the file is missing, is not YAML, or does not describe a possible run.
+    """
+    from gopd import recipe
+
+    return recipe.load_recipe(path, overrides)
+
+
+def train(recipe: AnyRecipe, *, resume: bool = False) -> Path:
+    """Runs a recipe and returns its run folder; the trained student is in `student/` inside.
+
+    Raises BadInput before any work when the recipe cannot run, RunFailed when it cannot go on, and Interrupted
+    after Ctrl-C, when the current step is finished and saved. Call it from the main thread.
+    """
+    from gopd import loop
+
+    return loop.train(recipe, resume=resume)

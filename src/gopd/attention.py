@@ -26,12 +26,11 @@ class KeyValueCache:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value store of one layer, [slots, heads, length, width]; made at first use."""
         if index == len(self.keys):
-            shape = (self.slots, like.shape[1], self.length, like.shape[3])
-            self.keys.append(like.new_zeros(shape))
-            self.values.append(like.new_zeros(shape))
+            for stores, like in ((self.keys, key), (self.values, value)):
+                stores.append(like.new_zeros((self.slots, like.shape[1], self.length, like.shape[3])))
         return self.keys[index], self.values[index]
 
     def reserve(self, length: int) -> None:
@@ -96,7 +95,7 @@ def attend(
     if isinstance(layout, DecodeLayout):
         return _decode(query, key, value, scaling, layout, module.layer_idx), None
     if layout.cache is not None:
-        keys, values = layout.cache.layer(module.layer_idx, key)
+        keys, values = layout.cache.layer(module.layer_idx, key, value)
         pieces = zip(key[0].split(layout.lengths, 1), value[0].split(layout.lengths, 1), strict=True)
         for slot, (row_key, row_value) in zip(layout.slots, pieces, strict=True):
             keys[slot, :, : row_key.shape[1]] = row_key
@@ -114,7 +113,7 @@ def attend(
 def _decode(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: DecodeLayout, layer: int
 ) -> Tensor:
-    keys, values = layout.cache.layer(layer, key)
+    keys, values = layout.cache.layer(layer, key, value)
     rows, length = len(layout.positions_B), layout.mask_B11L.shape[-1]
     keys[layout.rows_B, :, layout.positions_B] = key[:, :, 0]
     values[layout.rows_B, :, layout.positions_B] = value[:, :, 0]

@@ -30,7 +30,7 @@ GGUF_EXAMPLES = """example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         if options.command == "train":
             _train(options)
@@ -47,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(
             "interrupted; a run goes on from its last checkpoint with --resume", EXIT_INTERRUPTED
         )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.command != "train" or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "train":
+        options.overrides += rest  # argparse ends a list at the first option, here --resume
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,15 +91,25 @@ def _train(options: argparse.Namespace) -> None:
     from gopd.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    from gopd.train import train
+    from gopd.loop import train
 
+    _quiet_libraries()
     train(recipe, resume=options.resume)
 
 
 def _import_gguf(options: argparse.Namespace) -> None:
     from gopd.gguf import import_gguf
 
+    _quiet_libraries()
     import_gguf(options.file, options.folder)
+
+
+def _quiet_libraries() -> None:
+    """Keeps Transformers' loading bars and advice off the screen: what the user sees is gopd's own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _complain(message: object, code: int) -> int:

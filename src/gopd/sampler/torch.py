@@ -95,6 +95,7 @@ class _Flight:
             slots = range(first, len(self.active))
             prompts = [self.requests[self.active[s]].prompt_ids for s in slots]
             lengths = [len(p) for p in prompts]
+            assert all(lengths), "a row needs a prompt"
             device = self.model.device
             ids_T = torch.tensor([t for p in prompts for t in p], device=device)
             positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device)

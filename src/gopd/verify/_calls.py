@@ -7,8 +7,9 @@ import os
 import sys
 from types import ModuleType
 
+# What judges of such problems import beforehand, but for random, which costs several ms more in every grading.
 _PRELUDE = """
-import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys
+import bisect, collections, functools, heapq, itertools, math, operator, re, string, sys
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import cache, cmp_to_key, lru_cache, reduce

@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -43,22 +43,25 @@ def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = 
     after Ctrl-C, when the current step is finished and saved.
     """
     display = display or Display()
-    run = RunFolder.open(recipe, resume=resume)
+    with closing(RunFolder.open(recipe, resume=resume)) as run:
+        if run.student.exists():  # it is written last
+            display.say(f"this run is finished; its student is in {run.student}")
+            return run.path
+        found, roles, trackers = _set_up(recipe, run)
+        with closing(trackers), _finish_step_on_interrupt(display) as stop:
+            Job(recipe, run, display, roles, trackers).run(found, stop)
+    return run.path
+
+
+def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Roles, Trackers]:
+    """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
     try:
         found = run.latest()
-        roles = prepare(recipe)
-        trackers = Trackers(recipe, run, after=found[0] if found else -1)
+        return found, prepare(recipe), Trackers(recipe, run, after=found[0] if found else -1)
     except BadInput:
         if not run.resumed:
             discard(run.path)
         raise
-    try:
-        with _finish_step_on_interrupt() as stop:
-            Job(recipe, run, display, roles, trackers).run(found, stop)
-    finally:
-        trackers.close()
-        run.close()
-    return run.path
 
 
 Found = tuple[int, Path, dict[str, Any]]
@@ -161,14 +164,14 @@ class Job:
         return updates
 
     def _validate_and_save(self, step: int, stop: Stop) -> None:
-        last, section = step == self.roles.total_steps, self.recipe.validation
+        last, section, best = step == self.roles.total_steps, self.recipe.validation, self.best
         if section is not None and (last or (section.every and step % section.every == 0)):
             self._validate(step)
         every = self.recipe.checkpoint.every
-        if last or stop.requested or (every and step % every == 0):
-            state = {"updates": self.roles.learner.updates, "best_step": None, "best_score": None}
-            if self.best is not None:
-                state["best_step"], state["best_score"] = self.best  # type: ignore[assignment]
+        new_best = self.recipe.checkpoint.keep_best and self.best != best
+        if last or stop.requested or new_best or (every and step % every == 0):
+            best_step, best_score = self.best or (None, None)
+            state = {"updates": self.roles.learner.updates, "best_step": best_step, "best_score": best_score}
             self.run_folder.save(step, self.roles.learner.save, state)
         if stop.requested and not last:
             raise Interrupted(f"stopped after step {step} of {self.roles.total_steps}; go on with --resume")
@@ -217,7 +220,7 @@ class Job:
             self.display.say(f"--- {rollout.prompt.where} (reward {rollout.reward})\n{rollout.text}")
         if result.model != "student":
             return
-        if self.best is None or result.score() > self.best[1]:
+        if result.step and (self.best is None or result.score() > self.best[1]):
             self.best = (result.step, result.score())
         flat = {
             f"validation/{domain}/{name}": value
@@ -298,7 +301,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 @contextmanager
-def _finish_step_on_interrupt() -> Iterator[Stop]:
+def _finish_step_on_interrupt(display: Display) -> Iterator[Stop]:
     """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once."""
     stop = Stop()
 
@@ -306,6 +309,7 @@ def _finish_step_on_interrupt() -> Iterator[Stop]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
+        display.say("interrupted: finishing this step and saving it; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, handle)
     try:
