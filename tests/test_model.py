@@ -298,7 +298,14 @@ def test_models_that_would_score_wrongly_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"), [("qwen2", {}), ("mistral", {"sliding_window": None}), ("gemma", {}), ("smollm3", {})]
+    ("kind", "config"),
+    [
+        ("qwen2", {}),
+        ("mistral", {"sliding_window": None}),
+        ("gemma", {}),
+        ("smollm3", {}),
+        ("granite", {"attention_multiplier": 0.15, "logits_scaling": 1.0}),
+    ],
 )
 def test_other_families_agree_with_transformers(
     make_model: MakeModel, kind: str, config: dict[str, Any]

@@ -109,6 +109,17 @@ def test_ends_of_the_unit_interval_draw_the_first_and_the_last_possible_token() 
     assert last.tolist() == [297] * 200
 
 
+@pytest.mark.parametrize("vocabulary", [128, 256, 300])
+def test_rounding_of_sums_never_leads_outside_the_vocabulary(vocabulary: int) -> None:
+    """A block's probabilities summed in another order may come out an ulp short of the point that is looked for."""
+    logits_BV = logits(12, 500, vocabulary, spread=8.0)
+    ids, _ = draw(logits_BV.clone(), torch.full((500,), ALMOST_ONE, dtype=torch.float64), 1.0, 0)
+    assert int(ids.max()) < vocabulary
+    beyond_BV = torch.arange(vocabulary) > ids[:, None]
+    rest_B = logits_BV.double().softmax(-1).masked_fill(~beyond_BV, 0).sum(-1)
+    assert float(rest_B.max()) < 1e-12
+
+
 @pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.5, 0), (1.0, 3)])
 def test_drawn_logprobs_are_of_the_whole_distribution(top_p: float, top_k: int) -> None:
     logits_BV = logits(11, 40, 300)

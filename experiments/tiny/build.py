@@ -8,13 +8,11 @@ package with its model card. A finished stage is not redone; delete `work/` to s
 from __future__ import annotations
 
 import json
-import math
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,8 +22,12 @@ from models import make_tokenizer, save_initial
 from problems import Domain, Part, Row, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gopd.recipe import SftRecipe, load_recipe
-from gopd.verify import grade_all, verifier_for
+from gopd.model import load_model
+from gopd.recipe import ModelSpec, SamplingSection, SourceSection, View, load_recipe
+from gopd.rollouts import grade, prompt_set, sample_rollouts
+from gopd.sampler.torch import TorchSampler
+from gopd.validate import Domain as Figures
+from gopd.validate import summarize
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -33,11 +35,11 @@ WORK = HERE / "work"
 PACKAGE = ROOT / "src" / "gopd" / "tiny"
 
 SEED = 0
-MISTAKE_RATE = 0.5
+MISTAKE_RATE: dict[Domain, float] = {"arithmetic": 0.4, "lists": 0.65}  # in the mixed data
 DEMONSTRATIONS: dict[str, dict[Domain, int]] = {
     "mixed": {"arithmetic": 40_000, "lists": 10_000},
-    "math": {"arithmetic": 8_000},
-    "code": {"lists": 8_000},
+    "math": {"arithmetic": 4_000},
+    "code": {"lists": 4_000},
 }
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2_000, 500  # per domain
 ABOUT = {
@@ -47,28 +49,6 @@ ABOUT = {
     "large-base": ("large", "mixed-quality demonstrations of both domains"),
     "large-math": ("large", "error-free arithmetic demonstrations, starting from `large-base`"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Share of right answers, with its 95% Wilson interval."""
-
-    right: int
-    total: int
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, right: int, total: int) -> Accuracy:
-        """Accuracy of `right` answers out of `total` > 0."""
-        z = 1.959964
-        share, spread = right / total, z * z / total
-        middle = (share + spread / 2) / (1 + spread)
-        half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-        return cls(right, total, middle - half, middle + half)
-
-    def __str__(self) -> str:
-        return f"{100 * self.right / self.total:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def main() -> None:
@@ -101,12 +81,14 @@ def once(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def write_demonstrations(path: Path, name: str) -> None:
-    rate = MISTAKE_RATE if name == "mixed" else 0.0
-    seed = SEED if name == "mixed" else SEED + 1
+    mixed = name == "mixed"
+    seed = SEED if mixed else SEED + 1
     found = [
         row
         for domain, count in DEMONSTRATIONS[name].items()
-        for row in rows(domain, "train", count, seed=seed, mistake_rate=rate)
+        for row in rows(
+            domain, "train", count, seed=seed, mistake_rate=MISTAKE_RATE[domain] if mixed else 0.0
+        )
     ]
     random.Random(SEED).shuffle(found)
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
@@ -142,55 +124,44 @@ def install(name: str, student: Path) -> None:
     def make(path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(path)
         AutoTokenizer.from_pretrained(student).save_pretrained(path)
-        held_out = pq.read_table(PACKAGE / "heldout.parquet").to_pylist()
-        scores = {
-            domain: measure(path, [row for row in held_out if row["data_source"] == f"tiny/{domain}"])
-            for domain in ("arithmetic", "lists")
-        }
-        (WORK / f"measured-{name}.json").write_text(
-            json.dumps({d: asdict(a) for d, a in scores.items()}) + "\n"
-        )
-        (path / "README.md").write_text(card(name, path, scores), encoding="utf-8")
-        print(name, *(f"{domain} {accuracy}" for domain, accuracy in scores.items()), flush=True)
+        domains = measure(path)
+        (path / "README.md").write_text(card(name, path, domains), encoding="utf-8")
+        print(name, *(f"{domain} {shown(figures)}" for domain, figures in domains.items()), flush=True)
 
     once(folder, make)
 
 
-@torch.no_grad()
-def measure(model_folder: Path, held_out: list[Row], batch: int = 250, max_new_tokens: int = 48) -> Accuracy:
-    """Samples one response per problem at temperature 1 (seeded) and grades it."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    torch.manual_seed(SEED)
-    right = 0
-    for start in range(0, len(held_out), batch):
-        found = held_out[start : start + batch]
-        inputs = tokenizer.apply_chat_template(
-            [row["prompt"] for row in found],
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        ids = model.generate(
-            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
-        )
-        texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        graded = grade_all(
-            [
-                (verifier_for(row["data_source"]), row["reward_model"]["ground_truth"], text)
-                for row, text in zip(found, texts, strict=True)
-            ]
-        )
-        right += graded.count(1.0)
-    return Accuracy.of(right, len(held_out))
+def measure(folder: Path) -> Mapping[str, Figures]:
+    """Samples one response per held-out problem at temperature 1 and grades it; figures per domain."""
+    model = load_model(ModelSpec(model=str(folder)), "model", device=torch.device("cpu"), dtype=torch.float32)
+    source = SourceSection(files=(str(PACKAGE / "heldout.parquet"),))
+    rollouts = sample_rollouts(
+        TorchSampler(model, slots=128),
+        model,
+        prompt_set(source, model, View(), limit=64),
+        SamplingSection(),
+        samples=1,
+        max_response_tokens=48,
+        stream=(SEED,),
+        progress=lambda done, total, tokens: None,
+    )
+    grade(rollouts)
+    return summarize(0, folder.name, rollouts, None).domains
 
 
-def card(name: str, folder: Path, scores: dict[str, Accuracy]) -> str:
+def shown(domain: Figures) -> str:
+    assert domain.accuracy is not None and domain.low is not None and domain.high is not None
+    return f"{100 * domain.accuracy:.1f}% [{100 * domain.low:.1f}, {100 * domain.high:.1f}]"
+
+
+def card(name: str, folder: Path, domains: Mapping[str, Figures]) -> str:
     shape, data = ABOUT[name]
     recipe = load_recipe(HERE / f"{name}.yaml")
-    assert isinstance(recipe, SftRecipe)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    rows = "\n".join(
+        f"| {domain} | {figures.problems} | {shown(figures)} |" for domain, figures in domains.items()
+    )
+    rates = ", ".join(f"{rate:g} ({domain})" for domain, rate in MISTAKE_RATE.items())
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -205,16 +176,14 @@ functions `f(xs)` that transform a list. It is of no use for anything else.
 How it was made: supervised fine-tuning on {data}; {recipe.train.steps} steps
 of {recipe.train.prompts_per_step} demonstrations, AdamW, learning rate {recipe.optim.lr:g}
 ({recipe.optim.schedule} schedule), seed {recipe.train.seed}. All data is generated. In mixed-quality data
-,each demonstration makes one mistake with probability {MISTAKE_RATE:g}.
+a demonstration has one mistake with probability {rates}.
 `experiments/tiny/build.py` rebuilds it.
 
-Accuracy on {scores["arithmetic"].total} + {scores["lists"].total} held-out problems, one sample each
-at temperature 1, with 95% Wilson intervals:
+Accuracy on held-out problems, one sample each at temperature 1, with 95% bootstrap intervals:
 
-| domain | accuracy |
-|---|---|
-| arithmetic | {scores["arithmetic"]} |
-| lists | {scores["lists"]} |
+| domain | problems | accuracy |
+|---|---|---|
+{rows}
 
 Held-out problems are chosen by a hash of their canonical content and never appear in training data.
 Licence: Apache-2.0.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from gopd.validate import Domain, Validation
 
+PLAIN_WIDTH = 200
+"""Columns of tables that go to a file or a pipe, so that none is cut."""
 STEP_FIGURES = ("loss", "kl_to_target", "entropy", "response_tokens/mean", "truncated", "grad_norm")
 
 
@@ -19,7 +22,7 @@ class Display:
     """Live bars on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self._progress = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -59,6 +62,13 @@ class Display:
         self.say(f"step {step}/{total}  " + "  ".join(shown) + f"  {seconds:.1f} s")
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)
+
+    def validation(self, result: Validation) -> None:
+        """The line of one validation."""
+        shown = [f"{name} {_accuracy(domain)}" for name, domain in result.domains.items()]
+        if kl := _kl(result):
+            shown.append(f"KL to target {kl} nats/token")
+        self.say(f"validation: {result.model}, step {result.step}  " + "  ".join(shown))
 
     def table(self, rows: Sequence[tuple[str, Validation]]) -> None:
         """Validations side by side: accuracy per domain with its 95% interval, and the KL to the target."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import GenerationConfig, PreTrainedModel
+
 from gopd.files import atomic_folder
 from gopd.model import LanguageModel
 from gopd.recipe import AnyRecipe, OpdRecipe, resolved_yaml
@@ -22,9 +24,19 @@ def export_student(
         student.module = student.adapters.merge_and_unload()
         student.adapters = None
     with atomic_folder(folder) as target:
-        student.module.save_pretrained(target)
+        _save_module(student.module, target)
         student.tokenizer.save_pretrained(target)
         (target / "README.md").write_text(model_card(recipe, step, last), encoding="utf-8")
+
+
+def _save_module(module: PreTrainedModel, target: Path) -> None:
+    """`save_pretrained`, with the generation config as it came: Transformers refuses to write many a published one."""
+    generation = module.generation_config
+    module.generation_config = GenerationConfig()
+    module.save_pretrained(target)
+    module.generation_config = generation
+    if generation is not None:
+        generation.to_json_file(target / "generation_config.json")
 
 
 def model_card(recipe: AnyRecipe, step: int, last: Validation | None) -> str:

@@ -80,6 +80,9 @@ class Learner:
             weight_decay=optim.weight_decay,
             fused=True,
         )
+        lora = recipe.student.lora
+        # Eval mode otherwise: dropout would train on other log-probs than were sampled.
+        self._training_mode = recipe.student.gradient_checkpointing or (lora is not None and lora.dropout > 0)
         if recipe.student.gradient_checkpointing:
             student.module.gradient_checkpointing_enable()
             student.module.enable_input_require_grads()
@@ -96,7 +99,8 @@ class Learner:
         The loss is aggregated over all rows, so micro-batching does not change it. `done` is called with the
         number of rows finished after each micro-batch. Raises NonFinite before the weights are touched.
         """
-        self.student.module.train()
+        self.student.module.train(self._training_mode)
+        self.optimizer.zero_grad(set_to_none=True)  # an update that raised leaves gradients
         lengths_B = torch.tensor([len(r.response_ids) for r in rollouts])
         factors_B = aggregation_weights(lengths_B, self.aggregation).float()
         loss, reports = 0.0, dict[int, TokenReport]()
@@ -167,8 +171,7 @@ class Learner:
             self._target(scores),
             self.temperature,
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16(device)):
-            projection = self.student.project(packed)
+        projection = self.student.project(packed)
         chunk_loss.prepare(projection)
         loss = linear_loss(projection, chunk_loss, self.temperature)
         loss.backward()
@@ -186,10 +189,6 @@ class Learner:
         if reference_head is not None:
             reference = Projection(torch.cat([r for _, r in hidden if r is not None]), reference_head)
         return Target(Projection(teacher_TD, teacher_head), reference, first.reward_scale)
-
-    def _bfloat16(self, device: torch.device) -> bool:
-        chosen = self.recipe.train.compute_dtype
-        return chosen == "bfloat16" or (chosen == "auto" and device.type == "cuda")
 
     def save(self, folder: Path) -> None:
         """Writes trained weights and optimizer state as safetensors into a folder."""
@@ -215,6 +214,5 @@ class Learner:
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
             parameter = self.parameters[name]
-            device = torch.device("cpu") if moment == "step" else parameter.device
-            self.optimizer.state[parameter][moment] = value.to(device).clone()
+            self.optimizer.state[parameter][moment] = value.to(parameter.device)
         self.updates = updates

@@ -210,12 +210,12 @@ class Job:
     def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:
         Metrics(self.run_folder.validation).append(result.entry())
         kept = rollouts[: self.recipe.tracking.rollouts_limit]
-        folder = self.run_folder.validation_rollouts / result.model.replace(" ", "-")
+        folder = self.run_folder.validation_rollouts / result.model.replace(" ", "-").replace("/", "-")
         folder.mkdir(parents=True, exist_ok=True)
         write_rollouts(
             rollouts_file(folder, result.step), result.step, kept, [None] * len(kept), self._token_names
         )
-        self.display.table([(f"{result.model}, step {result.step}", result)])
+        self.display.validation(result)
         for rollout in rollouts[: self.recipe.tracking.show_generations]:
             self.display.say(f"--- {rollout.prompt.where} (reward {rollout.reward})\n{rollout.text}")
         if result.model != "student":

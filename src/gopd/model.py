@@ -31,12 +31,16 @@ class LanguageModel:
     """A Transformers causal LM with gopd's attention.
 
     `module` is the whole model as Transformers knows it; `adapters`, when LoRA is on, the PEFT wrapper around it.
+    With `narrow` the body computes in bfloat16 whatever the weights' dtype, and hidden states come in bfloat16.
     """
 
-    def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, *, narrow: bool = False
+    ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.name = name
+        self.narrow = narrow
         self.adapters: Any = None
         self.body = cast(nn.Module, module.get_decoder())
 
@@ -68,8 +72,10 @@ class LanguageModel:
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: PackedLayout | DecodeLayout) -> Tensor:
         """Final hidden states, after the last norm; ids and positions [batch, tokens] → [batch, tokens, D]."""
-        out = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
-        return cast(Tensor, out.last_hidden_state)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.narrow):
+            out = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
+        hidden = cast(Tensor, out.last_hidden_state)
+        return hidden.bfloat16() if self.narrow else hidden
 
     def project(self, packed: Packed) -> Projection:
         """Hidden states that predict the response tokens of packed rows, with the head: one forward pass."""
@@ -98,6 +104,7 @@ class LanguageModel:
             self.adapters = get_peft_model(self.module, config)
         except ValueError as error:
             raise BadInput(f"student.lora: {error}") from error
+        self.module.eval()  # new modules start in train mode, and adapter dropout must not reach the sampler
         if (self.module.get_input_embeddings(), self.module.get_output_embeddings()) != ends:
             raise BadInput(
                 "student.lora: target_modules names the embeddings or the head; only inner layers can adapt"
@@ -115,7 +122,9 @@ class LanguageModel:
         return self
 
 
-def load_model(spec: ModelSpec, role: str, *, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+def load_model(
+    spec: ModelSpec, role: str, *, device: torch.device, dtype: torch.dtype, narrow: bool = False
+) -> LanguageModel:
     """Loads weights and tokenizer of a model folder, Hub name or `builtin:` name; eval mode.
 
     Pickle weights are never read. Raises BadInput, naming the role, when the model is missing or incomplete, has
@@ -150,7 +159,7 @@ def load_model(spec: ModelSpec, role: str, *, device: torch.device, dtype: torch
             f"of another shape, the first is {wrong[0]}; give a complete model folder"
         )
     module.to(device).eval()
-    model = LanguageModel(module, tokenizer, f"{role} ({spec.model})")
+    model = LanguageModel(module, tokenizer, f"{role} ({spec.model})", narrow=narrow)
     _check_logits(model)
     return model
 
@@ -190,12 +199,13 @@ def _check_logits(model: LanguageModel) -> None:
     lengths = [3, 4]
     ids_T = torch.arange(sum(lengths), device=model.device) % model.head_VD.shape[0]
     positions_T = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
-    own_TV = model.forward(ids_T[None], positions_T[None], PackedLayout(lengths))[0] @ model.head_VD.T
+    hidden_TD = model.forward(ids_T[None], positions_T[None], PackedLayout(lengths))[0]
+    own_TV = Projection(hidden_TD, model.head_VD).logits(slice(None), 1.0)
     model.module.set_attn_implementation("eager")
     rows = [model.module(input_ids=row[None], use_cache=False).logits[0] for row in ids_T.split(lengths)]
     model.module.set_attn_implementation(attention.NAME)
     theirs_TV = torch.cat(rows)
-    tolerance = 1e-3 if own_TV.dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if hidden_TD.dtype == torch.float32 else 0.1
     scale = float(theirs_TV.abs().max().clamp_min(1))
     if not torch.isfinite(theirs_TV).all():
         raise BadInput(f"{model.name}: its logits are not finite; the weights are damaged")

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ Estimator = Literal["sampled", "topk", "full"]
 Overlong = Literal["drop", "truncate", "error"]
 Positive = typing.Annotated[int, Field(gt=0)]
 NonNegative = typing.Annotated[int, Field(ge=0)]
+Decay = typing.Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -201,7 +202,7 @@ class OptimSection(Section):
     """AdamW."""
 
     lr: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
@@ -220,7 +221,7 @@ class TrainSection(Section):
     """Optimizer steps per batch of rollouts; with more than one, later ones are off-policy and are corrected."""
     tokens_per_micro_batch: Positive = 16384
     """Packed tokens (prompt + response) per forward; a longer row gets a micro-batch of its own."""
-    seed: NonNegative = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on GPU, float32 on CPU. Master weights are float32 either way."""
@@ -243,7 +244,7 @@ class CheckpointSection(Section):
     """Steps between checkpoints; 0: only the last."""
     keep_last: Positive = 2
     keep_best: bool = False
-    """Keep the checkpoint with the highest validation accuracy as well."""
+    """Keep the checkpoint with the highest validation accuracy as well; every new best is saved."""
 
 
 class TrackingSection(Section):
@@ -272,6 +273,12 @@ class Recipe(Section):
     train: TrainSection
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        if self.checkpoint.keep_best and self.validation is None:
+            raise ValueError("checkpoint.keep_best needs a validation section to tell which is best")
+        return self
 
     @property
     def validation_response_tokens(self) -> int:
@@ -317,7 +324,7 @@ RECIPES: Mapping[str, type[Recipe]] = {"opd": OpdRecipe, "sft": SftRecipe}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-5` is a number, not a string. Repeated keys are errors."""
+    """YAML 1.2 floats: `1e-5` and `-.5` are numbers, not strings. Repeated keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -331,8 +338,8 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    re.compile(r"^[-+]?(\.[0-9]+([eE][-+]?[0-9]+)?|[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+)$"),
+    list("-+.0123456789"),
 )
 
 
@@ -346,6 +353,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot read recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"recipe {path}: expected YAML in UTF-8, found other bytes: {error}") from error
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise BadInput(f"recipe {path}: expected sections with keys, found {type(tree).__name__}")
@@ -359,20 +368,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
 def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
     """Checks a tree of plain values and returns the recipe; raises BadInput naming every wrong key."""
     method = tree.get("method", "opd")
-    if method not in RECIPES:
+    if not isinstance(method, str) or method not in RECIPES:
         raise BadInput(f"{where}: unknown method {method!r}; known: {', '.join(RECIPES)}")
     model = RECIPES[method]
     if unknown := _unknown_keys(model, tree):
         raise BadInput(f"{where}: " + "; ".join(unknown))
     try:
-        return typing.cast(AnyRecipe, model.model_validate_json(json.dumps(tree)))
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {_plain(e)}" for e in error.errors()]
-        raise BadInput(f"{where}: " + "; ".join(lines)) from error
-    except TypeError as error:
+        text = json.dumps(tree)
+    except (TypeError, ValueError) as error:
         raise BadInput(
             f"{where}: {error}; recipes hold text, numbers, true/false, lists and sections"
         ) from error
+    try:
+        return typing.cast(AnyRecipe, model.model_validate_json(text))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {_plain(e)}" for e in error.errors()]
+        raise BadInput(f"{where}: " + "; ".join(lines)) from error
 
 
 def resolved_yaml(recipe: Recipe) -> str:

@@ -96,6 +96,7 @@ class Scorer:
     @torch.no_grad()
     def targets(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[int], Target]]:
         """Yields (route, row numbers, target over their response tokens end to end), micro-batch by micro-batch."""
+        assert all(r.prompt.route in self.routes for r in rollouts), "a rollout without a teacher"
         for name, route in self.routes.items():
             rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
             if not rows:

@@ -38,7 +38,8 @@ class Roles:
 def prepare(recipe: AnyRecipe) -> Roles:
     """Loads models and data and checks that they fit together; raises BadInput when they do not."""
     device, dtype = _device(recipe)
-    student = load_model(recipe.student, "student", device=device, dtype=torch.float32)
+    narrow = dtype == torch.bfloat16
+    student = load_model(recipe.student, "student", device=device, dtype=torch.float32, narrow=narrow)
     if recipe.student.lora is not None:
         student.add_lora(recipe.student.lora, recipe.train.seed)
     routes = tuple(recipe.teachers) if isinstance(recipe, OpdRecipe) else ()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
+from gopd.logprobs import Projection
 from gopd.model import LanguageModel
-from gopd.objective import wide
 from gopd.recipe import SamplingSection
 from gopd.sampler import Progress, Request, Response
 
@@ -28,10 +28,9 @@ BLOCK = 128
 class TorchSampler:
     """Samples from a `LanguageModel` with at most `slots` rows in flight."""
 
-    exact = True
-
     def __init__(self, model: LanguageModel, slots: int) -> None:
         self.model = model
+        self.exact = not model.narrow  # in bfloat16, decoding and the packed forward round differently
         self.slots = slots
 
     @torch.no_grad()
@@ -56,6 +55,7 @@ class _Flight:
         self.model, self.requests, self.sampling = model, requests, sampling
         device, limit = model.device, max(r.max_response_tokens for r in requests)
         self.slots = slots
+        self.head_VD = model.head_VD.bfloat16() if model.narrow else model.head_VD
         self.cache = KeyValueCache(slots, max(len(r.prompt_ids) for r in requests) + 64)
         self.next = 0
         self.active: list[int] = []
@@ -125,7 +125,7 @@ class _Flight:
         self.prompt_B[slot] = len(request.prompt_ids)
 
     def _draw(self, hidden_BD: Tensor, rows: slice) -> None:
-        logits_BV = wide(hidden_BD @ self.model.head_VD.T).div_(self.sampling.temperature)
+        logits_BV = Projection(hidden_BD, self.head_VD).logits(slice(None), self.sampling.temperature)
         column_B1 = self.drawn_B[rows, None]
         uniforms_B = self.uniforms_BL[rows].gather(1, column_B1).squeeze(1)
         ids_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.top_p, self.sampling.top_k)
