@@ -75,6 +75,7 @@ class Forks:
 def serve() -> None:
     import peft  # noqa: F401
     import torch
+    from transformers import Qwen3ForCausalLM  # noqa: F401
 
     import gopd.cli
     import gopd.loop

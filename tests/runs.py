@@ -77,7 +77,7 @@ def merged(tree: Tree, changes: Tree) -> Tree:
 
 
 def write_recipe(path: Path, tree: Tree) -> Path:
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -95,7 +95,7 @@ def rollouts(run: Path, step: int) -> list[Tree]:
 
 
 def saved_steps(run: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").iterdir())
+    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
 
 
 def student_weights(run: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from conftest import EOS, VOCABULARY, MakeModel
+from gopd import logprobs
 from gopd.export import export_student
 from gopd.learner import Learner, NonFinite
 from gopd.logprobs import linear_logprobs
@@ -40,6 +41,12 @@ from tiny import (
 )
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tokens of logits at a time, so that rows straddle chunks."""
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import MakeModel
-from gopd import views
+from conftest import VOCABULARY, MakeModel
+from gopd import logprobs, views
 from gopd.recipe import OpdRecipe, View
 from gopd.scorer import Scorer
 from gopd.types import Rollout, Scores
 from tiny import CPU, Bench, assert_rows, load, make_rollouts, opd_recipe, plain64, row_logprobs
 
 SOLUTION = {"template": "{prompt} hint: {solution}", "system": "be brief"}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tokens of logits at a time, so that rows straddle chunks."""
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
 
 
 def scorer_of(recipe: OpdRecipe) -> Scorer:
@@ -56,8 +62,8 @@ def picked(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs [R] of the response, and the whole distributions [R, V], by a plain forward."""
     with torch.no_grad():
-        logprobs = row_logprobs(plain64(folder), prompt_ids, rollout.response_ids, temperature)
-    return logprobs.gather(-1, torch.tensor(rollout.response_ids)[:, None])[:, 0], logprobs
+        whole = row_logprobs(plain64(folder), prompt_ids, rollout.response_ids, temperature)
+    return whole.gather(-1, torch.tensor(rollout.response_ids)[:, None])[:, 0], whole
 
 
 # --- who is run -----------------------------------------------------------------------------------------------------
@@ -141,6 +147,24 @@ def test_a_rollout_without_a_known_teacher_is_refused(student_folder: Path, teac
             scorer.score(rollouts_of(recipe, ["only", route]), temperature=1.0)
 
 
+def test_forwards_stay_within_the_token_budget_of_the_longer_view(
+    student_folder: Path, teacher_folder: Path
+) -> None:
+    recipe = opd_recipe(
+        student_folder,
+        {"only": {"model": str(teacher_folder)}},
+        reference={"model": str(student_folder), "view": SOLUTION},
+        train={"tokens_per_micro_batch": 200},
+    )
+    scorer, forwards = scorer_of(recipe), []
+    for model in scorer.models:
+        model.body.register_forward_pre_hook(
+            lambda module, arguments, options: forwards.append(options["input_ids"].numel()), with_kwargs=True
+        )
+    scorer.score(rollouts_of(recipe, ["only"]), temperature=1.0)
+    assert max(forwards) <= 200 and len(forwards) < 2 * 7
+
+
 def test_progress_counts_rows(student_folder: Path, teacher_folder: Path) -> None:
     recipe = opd_recipe(
         student_folder, {"only": {"model": str(teacher_folder)}}, train={"tokens_per_micro_batch": 1}
@@ -171,6 +195,7 @@ def test_frozen_models_get_no_gradients_and_do_not_move(
     assert not any(p.requires_grad or p.grad is not None for p in frozen)
     assert all(torch.equal(p, w) for p, w in zip(frozen, weights, strict=True))
     assert not any(torch.equal(p, w) for p, w in zip(bench.student.module.parameters(), own, strict=True))
+    assert all(p.grad is None for p in bench.learner.parameters.values()), "no memory held while sampling"
     assert not {p.data_ptr() for p in frozen} & {p.data_ptr() for p in bench.learner.parameters.values()}
     assert not any(m.module.training for m in [*bench.scorer.models, bench.student])
 
@@ -242,10 +267,8 @@ def test_hidden_states_and_heads_give_the_same_log_probs(
         for side_RD, head_VD, expected in sides:
             assert (side_RD is None) == (head_VD is None) == (expected is None)
             if side_RD is not None and head_VD is not None and expected is not None:
-                logprobs = (side_RD @ head_VD.T).log_softmax(-1)
-                assert_rows(
-                    [logprobs.gather(-1, torch.tensor(rollout.response_ids)[:, None])[:, 0]], [expected]
-                )
+                whole = (side_RD @ head_VD.T).log_softmax(-1)
+                assert_rows([whole.gather(-1, torch.tensor(rollout.response_ids)[:, None])[:, 0]], [expected])
         assert mine.teacher_logprobs_R is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gopd
 from conftest import SPECIAL, MakeModel
+from gopd import loop
+from gopd.console import Display
 from gopd.recipe import load_recipe, parse_recipe
 from gopd.setup import prepare
 from runs import (
@@ -203,6 +207,23 @@ def test_two_samples_per_prompt_differ(models: list[Path], tmp_path: Path) -> No
     assert any(one["response_ids"] != two["response_ids"] for one, two in pairs)
 
 
+def test_every_step_and_every_seed_draws_its_own_responses(models: list[Path], tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", 4, ("a",))
+    tree = opd_tree(
+        tmp_path,
+        models[0],
+        {"a": models[1]},
+        data={"shuffle": False},
+        optim={"lr": 1e-12},
+        train={"steps": 2},
+    )
+    folder, _ = run(tree)
+    other, _ = run(merged(tree, {"train": {"seed": 1}, "tracking": {"name": "other"}}))
+    drawn = [[row["response"] for row in rollouts(*one)] for one in ((folder, 1), (folder, 2), (other, 1))]
+    for row in range(4):
+        assert len({responses[row] for responses in drawn}) == 3
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_gradient_checkpointing_changes_no_number(
     models: list[Path], tmp_path: Path, lora: Tree | None
@@ -289,6 +310,27 @@ def test_the_best_validation_keeps_its_checkpoint(models: list[Path], tmp_path: 
     assert state["best_step"] == best and state["best_score"] == pytest.approx(-kls[best])
 
 
+def test_the_best_is_a_trained_student_even_when_training_only_hurts(
+    models: list[Path], tmp_path: Path
+) -> None:
+    tree = opd_tree(
+        tmp_path,
+        models[0],
+        {"itself": models[0]},
+        objective={"reward_scale": 1.0},
+        validation=held_out(tmp_path, 2, every=1),
+        train={"steps": 2},
+        optim={"lr": 0.1},
+        checkpoint={"every": 0, "keep_last": 1, "keep_best": True},
+    )
+    folder, _ = run(tree)
+    kls = {e["step"]: domain_mean(e) for e in lines(folder / "validation.jsonl")}
+    assert kls[0] < min(kls[1], kls[2])
+    state = json.loads((folder / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert state["best_step"] == min((1, 2), key=lambda step: kls[step])
+    assert state["best_step"] in saved_steps(folder)
+
+
 def domain_mean(entry: Tree) -> float:
     kls = [domain["kl_to_target"] for domain in entry["domains"].values()]
     return float(sum(kls) / len(kls))
@@ -350,3 +392,14 @@ def test_off_a_terminal_the_output_is_plain_lines(
     assert shown[-1] == f"run folder: {tmp_path / 'runs' / 'run'}"
     assert any(line.startswith("validation: student, step 0") for line in shown)
     assert any("student before" in line for line in shown) and any("student after" in line for line in shown)
+
+
+def test_on_a_terminal_each_phase_has_a_live_bar(models: list[Path], tmp_path: Path) -> None:
+    screen = io.StringIO()
+    display = Display(Console(file=screen, force_terminal=True, width=120))
+    tree = opd_tree(tmp_path, models[0], {"a": models[1]}, validation=held_out(tmp_path, 2))
+    loop.train(parse_recipe(tree), display=display)
+    shown = screen.getvalue()
+    for bar in ("steps", "sampling", "scoring", "updating", "validating student"):
+        assert bar in shown
+    assert "\x1b[" in shown and "tokens/s" in shown

@@ -12,14 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MakeModel
-from gopd import views
+from conftest import VOCABULARY, MakeModel
+from gopd import logprobs, views
 from gopd.recipe import View
 from gopd.types import Rollout
 from gopd.validate import Domain, Validation, accuracy_interval, bootstrap_interval, exact_kl, summarize
 from tiny import Bench, make_prompt, make_rollouts, opd_recipe, plain64, plain64_now, row_logprobs
 
 HINT = View(template="{prompt} ({solution})")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tokens of logits at a time, so that rows straddle chunks."""
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -253,13 +253,11 @@ def test_the_first_differing_token_is_named(other: PreTrainedTokenizerFast, expe
     assert "must share one vocabulary" in str(caught.value)
 
 
-def test_another_end_of_sequence_is_an_error() -> None:
+def test_another_end_of_sequence_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     other = byte_tokenizer()
     other.eos_token = "<|endoftext|>"
-    with pytest.raises(
-        BadInput, match=r"differently: '<\|im_end\|>' \(id 258\) and '<\|endoftext\|>' \(id 256\)"
-    ):
-        check_same_vocabulary({"student": byte_tokenizer(), "teacher": other})
+    check_same_vocabulary({"student": byte_tokenizer(), "teacher": other})
+    assert "student ends a response with '<|im_end|>', teacher with '<|endoftext|>'" in caplog.text
 
 
 # The limit

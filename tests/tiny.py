@@ -59,14 +59,15 @@ def sft_recipe(folder: Path, **sections: Any) -> SftRecipe:
     return recipe
 
 
-def load(folder: Path) -> LanguageModel:
+def load(folder: Path, narrow: bool = False) -> LanguageModel:
     """A student of its own; read from the folder once."""
-    return copy.deepcopy(_load(folder))
+    return copy.deepcopy(_load(folder, narrow))
 
 
 @functools.cache
-def _load(folder: Path) -> LanguageModel:
-    return load_model(ModelSpec(model=str(folder)), "student", device=CPU, dtype=torch.float32)
+def _load(folder: Path, narrow: bool) -> LanguageModel:
+    spec = ModelSpec(model=str(folder))
+    return load_model(spec, "student", device=CPU, dtype=torch.float32, narrow=narrow)
 
 
 def make_prompt(index: int, text: str, route: str | None, data_source: str = "math") -> Prompt:
@@ -264,7 +265,7 @@ class Bench:
 
     @classmethod
     def of(cls, recipe: OpdRecipe, total_steps: int = 4) -> Bench:
-        student = load(Path(recipe.student.model))
+        student = load(Path(recipe.student.model), narrow=recipe.train.compute_dtype == "bfloat16")
         if recipe.student.lora is not None:
             student.add_lora(recipe.student.lora, recipe.train.seed)
         scorer = _scorer(recipe, student)

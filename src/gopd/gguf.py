@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 
 import torch
@@ -25,14 +26,14 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
         raise BadInput("reading GGUF needs the gguf package: pip install gopd[gguf]")
     if not file.is_file():
         raise BadInput(f"no file at {file}")
-    if file.open("rb").read(4) != b"GGUF":
+    if not _starts_as_gguf(file):
         raise BadInput(f"{file} is not a GGUF file")
     if folder.exists():
         raise BadInput(f"{folder} exists; give a new folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
         raise BadInput(
             f"{file}: Transformers cannot read it: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -43,3 +44,8 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
     with atomic_folder(folder) as target:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+
+
+def _starts_as_gguf(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"GGUF"

@@ -291,7 +291,8 @@ class Job:
         ]
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
         message = (
-            f"{error}; training stopped at step {step} with the last checkpoint intact; rows involved: {path}"
+            f"{error}; training stopped at step {step}, and every checkpoint saved before is intact; "
+            f"rows involved: {path}"
         )
         return NonFinite(message, error.rows)
 

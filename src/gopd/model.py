@@ -158,6 +158,11 @@ def load_model(
             f"{role}: the weights of {spec.model!r} do not fit its config.json: {len(wrong)} tensors are missing or "
             f"of another shape, the first is {wrong[0]}; give a complete model folder"
         )
+    if len(tokenizer) > module.get_output_embeddings().weight.shape[0]:
+        raise BadInput(
+            f"{role}: the tokenizer of {spec.model!r} knows {len(tokenizer)} tokens, its head has "
+            f"{module.get_output_embeddings().weight.shape[0]} rows; they do not belong together"
+        )
     module.to(device).eval()
     model = LanguageModel(module, tokenizer, f"{role} ({spec.model})", narrow=narrow)
     _check_logits(model)

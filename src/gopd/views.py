@@ -6,6 +6,7 @@ a run must have one vocabulary.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from gopd.types import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 SHOWN = 5
 """How many overlong prompts one message shows."""
@@ -146,9 +149,10 @@ def fit(
 
 
 def check_same_vocabulary(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
-    """Checks that every model has the student's tokens (the first entry's): same ids, same end of sequence.
+    """Checks that every model has the student's tokens (the first entry's) under the same ids.
 
-    Keys are what messages call the models. Raises BadInput with the first id at which two models differ.
+    Keys are what messages call the models. Raises BadInput with the first id at which two models differ. Another
+    end of sequence, as a chat model's base often has, is only warned of: the ids still mean the same.
     """
     (student, own), *others = tokenizers.items()
     vocabulary = own.get_vocab()
@@ -163,10 +167,12 @@ def check_same_vocabulary(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> 
                 "share one vocabulary: choose models of one family"
             )
         if own.eos_token_id != tokenizer.eos_token_id:
-            raise BadInput(
-                f"{student} and {name} end a response differently: {own.eos_token!r} (id {own.eos_token_id}) "
-                f"and {tokenizer.eos_token!r} (id {tokenizer.eos_token_id}); set the same eos_token in their "
-                "tokenizer_config.json, or choose models of one kind"
+            log.warning(
+                "%s ends a response with %r, %s with %r: the latter may find the student's ending unlikely",
+                student,
+                own.eos_token,
+                name,
+                tokenizer.eos_token,
             )
 
 
