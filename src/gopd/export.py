@@ -28,7 +28,9 @@ def export_student(
         _save_module(student.module, target)
         student.tokenizer.save_pretrained(target)
         (target / "README.md").write_text(model_card(recipe, step, last), encoding="utf-8")
-        for weights in target.glob("*.safetensors"):  # written readable by their owner only, whatever the umask
+        for weights in target.glob(
+            "*.safetensors"
+        ):  # written readable by their owner only, whatever the umask
             shutil.copymode(target / "README.md", weights)
 
 
