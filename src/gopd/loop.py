@@ -185,7 +185,8 @@ class Job:
         if step == 0 and section.teachers and self.roles.scorer is not None:
             for name, route in self.roles.scorer.routes.items():
                 seen = PromptSet(
-                    data.prompts, views.render(route.teacher.view, data.prompts, route.teacher.model.tokenizer)
+                    data.prompts,
+                    views.render(route.teacher.view, data.prompts, route.teacher.model.tokenizer),
                 )
                 teacher = route.teacher.model
                 models.append((f"teacher {name}", teacher, TorchSampler(teacher, VALIDATION_SLOTS), seen))
