@@ -137,7 +137,8 @@ def test_every_model_needs_room_for_its_own_view_of_the_prompt(
     train: Train, models: list[Path], make_model: MakeModel, tmp_path: Path
 ) -> None:
     small = make_model(1, max_position_embeddings=34)
-    tree = opd_tree(tmp_path, models[0], {"a": models[1]}, student={"view": {"suffix": "please"}})
+    alone: Tree = {"student": {"view": {"suffix": "please"}}, "objective": {"reward_scale": 1.0}}
+    tree = opd_tree(tmp_path, models[0], {"a": models[1]}, **alone)
     refused(train, merged(tree, {"student": {"model": str(small)}}), "student", "exceed its context of 34")
     refused(train, merged(tree, {"teachers": {"a": {"model": str(small)}}}), "teacher a", "context of 34")
     fits: Tree = {"data": {"max_response_tokens": 1}, "train": {"steps": 1}, "tracking": {"name": "fits"}}

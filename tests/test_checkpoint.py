@@ -25,6 +25,8 @@ def recipe_in(folder: Path, **sections: dict[str, Any]) -> Recipe:
         "train": {"steps": 100},
         "tracking": {"folder": str(folder), "name": "run"},
     }
+    if sections.get("checkpoint", {}).get("keep_best"):
+        tree["validation"] = {"files": ["held-out.jsonl"]}
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
     return parse_recipe(tree)

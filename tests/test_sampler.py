@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import EOS, VOCABULARY, MakeModel
 from gopd.attention import DecodeLayout, PackedLayout
+from gopd.errors import RunFailed
 from gopd.model import LanguageModel, load_model
 from gopd.recipe import ModelSpec, SamplingSection
 from gopd.sampler import Request, Response
@@ -340,3 +341,12 @@ def test_progress_counts_rows_and_tokens(model: LanguageModel) -> None:
 
 def test_sampling_makes_no_graph(model: LanguageModel) -> None:
     assert not sample(model, ragged_requests(2, 5), 2)[0].logprobs_R.requires_grad
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+@pytest.mark.parametrize("vocabulary", [64, 300])
+def test_logits_that_are_not_finite_stop_the_run(damage: float, vocabulary: int) -> None:
+    logits_BV = torch.zeros(3, vocabulary)
+    logits_BV[1, 7] = damage
+    with pytest.raises(RunFailed, match="not finite"):
+        draw(logits_BV, torch.full((3,), 0.5, dtype=torch.float64), 1.0, 0)

@@ -402,4 +402,4 @@ def test_on_a_terminal_each_phase_has_a_live_bar(models: list[Path], tmp_path: P
     shown = screen.getvalue()
     for bar in ("steps", "sampling", "scoring", "updating", "validating student"):
         assert bar in shown
-    assert "\x1b[" in shown and "tokens/s" in shown
+    assert "\x1b[" in shown

@@ -28,7 +28,15 @@ from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.rollouts import PromptSet, grade, sample_rollouts
 from gopd.sampler.torch import TorchSampler
 from gopd.setup import VALIDATION_SLOTS, Roles, prepare
-from gopd.tracking import Metrics, Trackers, read_metrics, rewind_rollouts, rollouts_file, write_rollouts
+from gopd.tracking import (
+    Metrics,
+    Trackers,
+    check_trackers,
+    read_metrics,
+    rewind_rollouts,
+    rollouts_file,
+    write_rollouts,
+)
 from gopd.types import Rollout, Scores
 from gopd.validate import Validation, exact_kl, summarize
 
@@ -56,6 +64,7 @@ def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = 
 def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Roles, Trackers]:
     """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
     try:
+        check_trackers(recipe)
         found = run.latest()
         return found, prepare(recipe), Trackers(recipe, run, after=found[0] if found else -1)
     except BadInput:

@@ -253,6 +253,13 @@ _TRACKERS: Mapping[str, Callable[[Recipe, RunFolder, int], Tracker]] = {
 }
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """BadInput when a tracker that the recipe asks for is not installed; costs nothing."""
+    for name in recipe.tracking.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise BadInput(f"tracking.trackers: {name} is not installed; `pip install gopd[{name}]`")
+
+
 class Trackers:
     """The trackers that the recipe asks for, through their own packages.
 
@@ -261,11 +268,8 @@ class Trackers:
     """
 
     def __init__(self, recipe: Recipe, run: RunFolder, *, after: int = -1) -> None:
-        names = recipe.tracking.trackers
-        for name in names:
-            if importlib.util.find_spec(name) is None:
-                raise BadInput(f"tracking.trackers: {name} is not installed; `pip install gopd[{name}]`")
-        self._trackers = [_TRACKERS[name](recipe, run, after) for name in names]
+        check_trackers(recipe)
+        self._trackers = [_TRACKERS[name](recipe, run, after) for name in recipe.tracking.trackers]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one step, named like `teacher/math/advantage_mean`, in every tracker."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
+from gopd.errors import RunFailed
 from gopd.logprobs import Projection
 from gopd.model import LanguageModel
 from gopd.recipe import SamplingSection
@@ -170,9 +171,12 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, top_p: float, top_k: int) -> tup
     """Draws one id per row by inverse CDF in two levels: first a block of tokens, then a token in it.
 
     `logits_BV` are float32, divided by the temperature. Returns ids [B] and their log-probs [B] under the *whole*
-    distribution: top-p/top-k change what is drawn, not how it is scored, as the trainer scores it so too.
+    distribution: top-p/top-k change what is drawn, not how it is scored, as the trainer scores it so too. Raises
+    RunFailed when a row's logits are not finite.
     """
     norm_B = logits_BV.logsumexp(-1)
+    if not norm_B.isfinite().all():
+        raise RunFailed("sampling: the model's logits are not finite; its weights have diverged")
     allowed_BV = logits_BV if top_p == 1 and top_k == 0 else restrict(logits_BV, top_p, top_k)
     probs_BV = (allowed_BV - norm_B[:, None]).exp_()
     rows, vocabulary = probs_BV.shape
