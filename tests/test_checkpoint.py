@@ -14,7 +14,8 @@ import pytest
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput, RunFailed
 from gopd.files import atomic_folder, atomic_write, sweep
-from gopd.recipe import Recipe, load_recipe, parse_recipe, resolved_yaml
+from gopd.recipe import Recipe
+from gopd.recipe_file import load_recipe, parse_recipe, resolved_yaml
 
 
 def recipe_in(folder: Path, **sections: dict[str, Any]) -> Recipe:
@@ -59,7 +60,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 from gopd.checkpoint import RunFolder
 from gopd.files import atomic_write
-from gopd.recipe import load_recipe
+from gopd.recipe_file import load_recipe
 
 def content(step):
     return random.Random(step).randbytes(200_000)
@@ -197,7 +198,7 @@ from safetensors.numpy import save_file
 from gopd.checkpoint import RunFolder
 from gopd.errors import RunFailed
 from gopd.files import atomic_write
-from gopd.recipe import load_recipe
+from gopd.recipe_file import load_recipe
 
 run = RunFolder.open(load_recipe(sys.argv[1]), resume=False)
 run.save(1, lambda folder: save_file({"w": numpy.zeros(10)}, folder / "w.safetensors"), {})
@@ -370,7 +371,7 @@ def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
 import sys
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput
-from gopd.recipe import load_recipe
+from gopd.recipe_file import load_recipe
 try:
     RunFolder.open(load_recipe(sys.argv[1]), resume=True)
     print("opened")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gopd import data
-from gopd.data import PromptOrder, load_prompts, resolve
+from gopd.data import load_prompts, resolve
 from gopd.errors import BadInput
+from gopd.order import PromptOrder
 from gopd.recipe import Columns, SourceSection, ValidationSection
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

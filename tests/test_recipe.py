@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 import gopd
 from gopd.errors import BadInput
-from gopd.recipe import AnyRecipe, OpdRecipe, differences, load_recipe, resolved_yaml
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe_file import differences, load_recipe, resolved_yaml
 
 LEAST = """
 student: {model: s}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gopd
-from gopd.recipe import parse_recipe, resolved_yaml
+from gopd.recipe_file import parse_recipe, resolved_yaml
 from gopd.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]

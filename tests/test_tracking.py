@@ -15,7 +15,8 @@ import torch
 
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput, RunFailed
-from gopd.recipe import Recipe, parse_recipe, resolved_yaml
+from gopd.recipe import Recipe
+from gopd.recipe_file import parse_recipe, resolved_yaml
 from gopd.tracking import (
     Metrics,
     Trackers,
@@ -209,7 +210,7 @@ def run_trackers(
 import sys, time
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput
-from gopd.recipe import load_recipe
+from gopd.recipe_file import load_recipe
 from gopd.tracking import Trackers
 
 recipe = load_recipe(sys.argv[1])

@@ -18,7 +18,7 @@ import gopd
 from conftest import SPECIAL, MakeModel
 from gopd import loop
 from gopd.console import Display
-from gopd.recipe import load_recipe, parse_recipe
+from gopd.recipe_file import load_recipe, parse_recipe
 from gopd.setup import prepare
 from runs import (
     Tree,

@@ -22,7 +22,8 @@ from gopd import views
 from gopd.learner import Learner
 from gopd.methods import opd
 from gopd.model import LanguageModel, load_model
-from gopd.recipe import ModelSpec, OpdRecipe, SftRecipe, parse_recipe
+from gopd.recipe import ModelSpec, OpdRecipe, SftRecipe
+from gopd.recipe_file import parse_recipe
 from gopd.scorer import Scorer
 from gopd.types import Prompt, Rollout, Scores, TokenTerms
 

@@ -23,7 +23,8 @@ from problems import Domain, Part, Row, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gopd.model import load_model
-from gopd.recipe import ModelSpec, SamplingSection, SourceSection, View, load_recipe
+from gopd.recipe import ModelSpec, SamplingSection, SourceSection, View
+from gopd.recipe_file import load_recipe
 from gopd.rollouts import grade, prompt_set, sample_rollouts
 from gopd.sampler.torch import TorchSampler
 from gopd.validate import Domain as Figures

@@ -25,9 +25,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
 
     Raises BadInput when the file is missing, is not YAML, or does not describe a possible run.
     """
-    from gopd import recipe
+    from gopd import recipe_file
 
-    return recipe.load_recipe(path, overrides)
+    return recipe_file.load_recipe(path, overrides)
 
 
 def train(recipe: AnyRecipe, *, resume: bool = False) -> Path:

@@ -31,7 +31,8 @@ from typing import Any
 
 from gopd.errors import BadInput, RunFailed
 from gopd.files import atomic_folder, atomic_write, discard, is_temporary, sweep
-from gopd.recipe import Recipe, differences, load_recipe, resolved_yaml
+from gopd.recipe import Recipe
+from gopd.recipe_file import differences, load_recipe, resolved_yaml
 
 MAY_DIFFER = ("tracking.trackers", "tracking.show_generations", "checkpoint.keep_last")
 """Recipe keys a resumed run may change: none of them can touch the weights or the metrics already written."""

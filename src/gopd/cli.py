@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from gopd.recipe import load_recipe
+    from gopd.recipe_file import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     from gopd.loop import train

@@ -9,7 +9,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from gopd.files import atomic_folder
 from gopd.model import LanguageModel
-from gopd.recipe import AnyRecipe, OpdRecipe, resolved_yaml
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe_file import resolved_yaml
 from gopd.validate import Validation
 
 

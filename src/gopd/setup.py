@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from gopd import views
-from gopd.data import PromptOrder
 from gopd.errors import BadInput
 from gopd.learner import Learner
 from gopd.model import LanguageModel, load_model
+from gopd.order import PromptOrder
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.rollouts import PromptSet, check_context, demonstrations, prompt_set
 from gopd.sampler import Sampler
