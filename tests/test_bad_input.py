@@ -103,13 +103,13 @@ def test_routes_must_name_teachers(train: Train, models: list[Path], tmp_path: P
     refused(
         train,
         tree,
-        "train.jsonl:3: ",
+        "train.jsonl:3, ",
         "'maths' names no teacher",
         "known: math, code",
         "did you mean 'math'?",
     )
     write_rows(tmp_path / "train.jsonl", 6)
-    refused(train, tree, "6 of 6 rows", "train.jsonl:1: ", "names no teacher", "known: math, code")
+    refused(train, tree, "6 of 6 rows", "train.jsonl:1, ", "names no teacher", "known: math, code")
     rows = write_rows(tmp_path / "train.jsonl", 6, ("math", "code")) and held_out(
         tmp_path, 2, ("math", "art")
     )

@@ -150,19 +150,30 @@ def test_route_is_the_rows_then_the_sources_then_the_only_teacher(tmp_path: Path
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
 def test_bad_routes_are_collected_with_their_places(tmp_path: Path, write: Any) -> None:
-    routes = ["math", "maht", "math", None, "", *["poetry"] * 5]
+    routes = ["math", "maht", "math", None, "", *["poetry"] * 7]
     rows = [{"prompt": "p", "extra_info": {"opd_teacher": route, "x": 1}} for route in routes]
     file = write(tmp_path / ("rows" + (".parquet" if write is write_parquet else ".jsonl")), rows)
     lines = problem(source(file), routes=("math", "code")).split("\n")
     place = f"  {file}: row " if write is write_parquet else f"  {file}:"
-    assert lines[0] == "8 of 10 rows cannot be used:"
+    assert lines[0] == "10 of 12 rows cannot be used:"
     assert lines[1] == f"{place}2: route 'maht' names no teacher; known: math, code; did you mean 'math'?"
     assert lines[2].startswith(
         f"{place}4: names no teacher: nothing in column 'extra_info.opd_teacher'; known: math, code"
     )
     assert lines[3] == f"{place}5: route '' names no teacher; known: math, code"
-    assert lines[5] == f"{place}7: route 'poetry' names no teacher; known: math, code"
-    assert lines[6:] == ["  and 3 more"]
+    assert lines[4:] == [
+        ",".join(place.replace("  ", " ") + str(row) for row in (6, 7, 8, 9, 10)).replace(" ", "  ", 1)
+        + " and 2 more rows: route 'poetry' names no teacher; known: math, code"
+    ]
+
+
+def test_of_many_different_problems_the_first_are_shown(tmp_path: Path) -> None:
+    file = write_jsonl(
+        tmp_path / "rows.jsonl", [{"prompt": "p", "extra_info": {"opd_teacher": f"t{n}"}} for n in range(8)]
+    )
+    lines = problem(source(file), routes=("math",)).split("\n")
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1] == "  and 3 more problems"
 
 
 def test_the_only_teacher_does_not_take_rows_that_name_another(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_off_a_terminal_the_output_is_plain_lines(
     shown = out.splitlines()
     for step in (1, 2, 3):
         (line,) = [line for line in shown if line.startswith(f"step {step}/3  loss ")]
-        assert "kl_to_target" in line
+        assert "  KL " in line
     assert shown[-1] == f"run folder: {tmp_path / 'runs' / 'run'}"
     assert any(line.startswith("validation: student, step 0") for line in shown)
     assert any("student before" in line for line in shown) and any("student after" in line for line in shown)

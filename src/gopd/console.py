@@ -15,7 +15,15 @@ from gopd.validate import Domain, Validation
 
 PLAIN_WIDTH = 200
 """Columns of tables that go to a file or a pipe, so that none is cut."""
-STEP_FIGURES = ("loss", "kl_to_target", "entropy", "response_tokens/mean", "truncated", "grad_norm")
+STEP_FIGURES = {
+    "loss": "loss",
+    "kl_to_target": "KL",
+    "entropy": "entropy",
+    "response_tokens/mean": "tokens",
+    "truncated": "truncated",
+    "grad_norm": "grad",
+}
+"""Figures of a step's line, with their short names there."""
 
 
 class Display:
@@ -57,8 +65,8 @@ class Display:
 
     def step(self, step: int, total: int, figures: Mapping[str, float], seconds: float) -> None:
         """The line of a finished step."""
-        shown = [f"{name} {figures[name]:.4g}" for name in STEP_FIGURES if name in figures]
-        shown += [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("reward/")]
+        shown = [f"{short} {figures[name]:.3g}" for name, short in STEP_FIGURES.items() if name in figures]
+        shown += [f"{name} {value:.2f}" for name, value in figures.items() if name.startswith("reward/")]
         self.say(f"step {step}/{total}  " + "  ".join(shown) + f"  {seconds:.1f} s")
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)

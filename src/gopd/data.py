@@ -24,7 +24,7 @@ BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent / "tiny"
 EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz")
 SHOWN = 5
-"""How many bad rows one message shows."""
+"""How many different problems of rows, and rows for each, one message shows."""
 
 RawRow = tuple[str, str | Mapping[str, Any]]
 """A row's place, and the row: parsed, or the JSON text of one line."""
@@ -68,15 +68,15 @@ def load_prompts(
     if routes and source.route is not None and source.route not in routes:
         raise BadInput(f"{section}.route: {_no_such_route(source.route, routes)}")
     prompts: list[Prompt] = []
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     for where, raw in islice(_rows(source), source.limit):
         try:
             row = _parse(raw)
             prompts.append(_prompt(row, where, len(prompts), source, routes, need_response))
         except BadInput as problem:
-            problems.append(f"{where}: {problem}")
+            problems.setdefault(str(problem), []).append(where)
     if problems:
-        raise BadInput(_summary(problems, len(problems) + len(prompts)))
+        raise BadInput(_summary(problems, len(prompts)))
     return prompts
 
 
@@ -316,9 +316,15 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def _summary(problems: list[str], total: int) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    more = len(problems) - SHOWN
-    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    return f"{len(problems)} of {total} rows cannot be used:\n" + "\n".join(f"  {line}" for line in lines)
+def _summary(problems: Mapping[str, list[str]], good: int) -> str:
+    """Each problem once, with the first rows that have it and how many others do."""
+    bad = sum(map(len, problems.values()))
+    lines = []
+    for problem, places in list(problems.items())[:SHOWN]:
+        others = f" and {len(places) - SHOWN} more rows" if len(places) > SHOWN else ""
+        lines.append(f"{', '.join(places[:SHOWN])}{others}: {problem}")
+    if bad == 1:
+        return lines[0]
+    if len(problems) > SHOWN:
+        lines.append(f"and {len(problems) - SHOWN} more problems")
+    return f"{bad} of {bad + good} rows cannot be used:\n" + "\n".join(f"  {line}" for line in lines)
