@@ -200,7 +200,7 @@ class OptimSection(Section):
     grad_clip: float = Field(default=1.0, gt=0)
     warmup_steps: NonNegative = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or decay to zero at the last step."""
+    """After warm-up: constant, or decay that would reach zero one step after the last."""
 
 
 class TrainSection(Section):

@@ -1,0 +1,66 @@
+"""SmolLM2-135M distilled on GSM8K from itself with the worked solution in view: four runs, then one report.
+
+    make smollm2
+    .venv/bin/python experiments/smollm2/run.py --data FOLDER      # gsm8k_*.jsonl; without --data: Hub
+    .venv/bin/python experiments/smollm2/run.py --report           # figures, plots and samples of the runs so far
+
+Each run is resumable; finished ones are not redone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from report import write_report
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RUNS = ROOT / "runs" / "smollm2"
+CELLS = {
+    "sampled-1.25": [],
+    "sampled-1.0": ["objective.reward_scale=1.0"],
+    "full-1.25": ["objective.estimator=full"],
+    "full-1.0": ["objective.estimator=full", "objective.reward_scale=1.0"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(CELLS)}; default all")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    parser.add_argument("--report", action="store_true", help="only write the report")
+    options = parser.parse_args()
+    if unknown := set(options.cells) - CELLS.keys():
+        parser.error(f"no such cell: {', '.join(sorted(unknown))}")
+    for cell in [] if options.report else options.cells or CELLS:
+        train(cell, options.data)
+    finished = {cell: RUNS / cell for cell in CELLS if (RUNS / cell / "student").exists()}
+    for cell, run in finished.items():
+        kept = HERE / cell
+        kept.mkdir(exist_ok=True)
+        for name in ("metrics.jsonl", "validation.jsonl", "recipe.yaml", "versions.json"):
+            shutil.copy(run / name, kept / name)
+    write_report(HERE, finished)
+
+
+def train(cell: str, data: Path | None) -> None:
+    overrides = [*CELLS[cell], f"tracking.folder={RUNS}", f"tracking.name={cell}"]
+    if data is not None:
+        for section, part in (("data", "train"), ("validation", "test")):
+            overrides += [
+                f"{section}.hub=null",
+                f"{section}.files=[{data.resolve() / f'gsm8k_{part}.jsonl'}]",
+            ]
+    recipe = ROOT / "recipes" / "smollm2-gsm8k.yaml"
+    command = [sys.executable, "-m", "gopd.cli", "train", str(recipe), *overrides]
+    subprocess.run(command + ["--resume"] * (RUNS / cell).exists(), cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
