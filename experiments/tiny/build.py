@@ -2,7 +2,7 @@
 
 Data, tokenizer and random starts are made first, then `gopd train` runs the recipes beside this file in
 order, and each trained student is cast to bfloat16, measured on the held-out problems and installed into the
-package with its model card. A finished stage is not redone; delete `work/` to start over.
+package with its model card. A finished stage is not redone; delete `scratch/` to start over.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gopd.validate import summarize
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-WORK = HERE / "work"
+SCRATCH = HERE / "scratch"
 PACKAGE = ROOT / "src" / "gopd" / "tiny"
 
 SEED = 0
@@ -53,10 +53,10 @@ ABOUT = {
 
 
 def main() -> None:
-    WORK.mkdir(exist_ok=True)
+    SCRATCH.mkdir(exist_ok=True)
     PACKAGE.mkdir(exist_ok=True)
     for name in DEMONSTRATIONS:
-        once(WORK / f"{name}.jsonl", lambda path, name=name: write_demonstrations(path, name))
+        once(SCRATCH / f"{name}.jsonl", lambda path, name=name: write_demonstrations(path, name))
     once(PACKAGE / "train.parquet", lambda path: write_parquet(path, alternating("train", TRAIN_PROMPTS)))
     once(
         PACKAGE / "heldout.parquet",
@@ -64,7 +64,9 @@ def main() -> None:
     )
     tokenizer = make_tokenizer(SEED)
     for shape in ("small", "large"):
-        once(WORK / f"initial-{shape}", lambda path, shape=shape: save_initial(path, shape, tokenizer, SEED))
+        once(
+            SCRATCH / f"initial-{shape}", lambda path, shape=shape: save_initial(path, shape, tokenizer, SEED)
+        )
     for name in ABOUT:
         install(name, train(name))
 
