@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,9 @@ def test_on_a_terminal_each_phase_has_a_live_bar(models: list[Path], tmp_path: P
     for bar in ("steps", "sampling", "scoring", "updating", "validating student"):
         assert bar in shown
     assert "\x1b[" in shown
+
+
+def test_it_runs_in_another_thread_too(models: list[Path], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        _, metrics = pool.submit(run, opd_tree(tmp_path, models[0], {"a": models[1]})).result()
+    assert [entry["step"] for entry in metrics] == [1, 2, 3]

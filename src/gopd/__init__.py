@@ -34,7 +34,7 @@ def train(recipe: AnyRecipe, *, resume: bool = False) -> Path:
     """Runs a recipe and returns its run folder; the trained student is in `student/` inside.
 
     Raises BadInput before any work when the recipe cannot run, RunFailed when it cannot go on, and Interrupted
-    after Ctrl-C, when the current step is finished and saved. Call it from the main thread.
+    after Ctrl-C, when the current step is finished and saved (in the main thread; elsewhere Ctrl-C is the caller's).
     """
     from gopd import loop
 

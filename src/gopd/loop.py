@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -313,8 +314,14 @@ def _step_seed(seed: int, step: int) -> int:
 
 @contextmanager
 def _finish_step_on_interrupt(display: Display) -> Iterator[Stop]:
-    """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once."""
+    """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once.
+
+    Only the main thread gets signals: in another one Ctrl-C stays the caller's.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.requested:
