@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput, RunFailed
@@ -403,3 +405,12 @@ def test_sweep_puts_back_a_replaced_folder_whose_successor_never_arrived(tmp_pat
         (tmp_path / name / "x").write_text(text)
     sweep(tmp_path)
     assert {p.name: (p / "x").read_text() for p in tmp_path.iterdir()} == {"a": "old", "b": "new"}
+
+
+def test_weights_are_readable_to_whom_the_folder_is(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as folder:
+        save_file({"w": np.zeros(1)}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    (tmp_path / "any").touch()
+    assert modes == {(tmp_path / "any").stat().st_mode & 0o777}

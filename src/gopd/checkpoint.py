@@ -7,6 +7,7 @@
     metrics.jsonl          one line per step          (gopd.tracking.Metrics)
     validation.jsonl       one line per validation    (gopd.tracking.Metrics)
     rollouts/              Parquet, per-token numbers (gopd.tracking.write_rollouts)
+    validation/            the responses of validations, a folder per model
     checkpoints/step-…/    weights, state.json, checksums.json
     tensorboard/           when asked for
     student/               the result, a plain Hugging Face folder

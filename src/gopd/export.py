@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -29,10 +28,6 @@ def export_student(
         _save_module(student.module, target)
         student.tokenizer.save_pretrained(target)
         (target / "README.md").write_text(model_card(recipe, step, last), encoding="utf-8")
-        for weights in target.glob(
-            "*.safetensors"
-        ):  # written readable by their owner only, whatever the umask
-            shutil.copymode(target / "README.md", weights)
 
 
 def _save_module(module: PreTrainedModel, target: Path) -> None:

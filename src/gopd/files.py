@@ -135,7 +135,10 @@ def _remove(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
+    """Forces all to the disk, readable to whom the folder is: safetensors writes for its owner only."""
+    mode = folder.stat().st_mode & 0o666  # what the umask left of the folder's
     for parent, _, names in os.walk(folder):
         for name in names:
+            Path(parent, name).chmod(mode)
             sync(Path(parent, name))
         sync(Path(parent))

@@ -20,7 +20,7 @@ class MicroBatchLoss:
     """Called by `linear_loss` once per chunk, in order; afterwards `reports` tells what was seen at every token.
 
     `weight_T` is each token's factor in the loss of the whole batch. `target` is set for estimators that look at
-    the whole vocabulary, which `terms` then need not describe.
+    the whole vocabulary; `terms` then hold only what is added to the advantage.
     """
 
     objective: ObjectiveSection

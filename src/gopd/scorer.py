@@ -20,7 +20,7 @@ from gopd.types import Rollout, Scores
 
 @dataclass(frozen=True)
 class Seat:
-    """A frozen model as one role uses it: with a view of the prompt. `base_of` is set when LoRA provides it."""
+    """A frozen model as one role uses it: with a view of the prompt. `adapters_off`: the base under LoRA."""
 
     model: LanguageModel
     view: View

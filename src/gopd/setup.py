@@ -47,7 +47,7 @@ def prepare(recipe: AnyRecipe) -> Roles:
     scorer = None
     if isinstance(recipe, OpdRecipe):
         scorer = Scorer(recipe, student, device=device, dtype=dtype)
-        _check_seats(scorer, [data] if validation is None else [data, validation], recipe)
+        _check_seats(scorer, recipe, data, validation)
     order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
     steps = recipe.train.steps or order.steps(recipe.train.epochs or 1)
     limit = recipe.data.max_response_tokens
@@ -91,7 +91,7 @@ def _prompts(
     return data, validation
 
 
-def _check_seats(scorer: Scorer, sets: Sequence[PromptSet], recipe: OpdRecipe) -> None:
+def _check_seats(scorer: Scorer, recipe: OpdRecipe, data: PromptSet, validation: PromptSet | None) -> None:
     """One vocabulary for all; every view renders every row, and every model has room for it."""
     seats: dict[str, Seat] = {}
     for name, route in scorer.routes.items():
@@ -107,12 +107,15 @@ def _check_seats(scorer: Scorer, sets: Sequence[PromptSet], recipe: OpdRecipe) -
                 f"{name} has {len(model.head_VD)} logits, the student {logits}; "
                 "distillation compares whole distributions, so choose models with one vocabulary size"
             )
+    sets = [(data, recipe.data.max_response_tokens)]
+    if validation is not None:
+        sets.append((validation, recipe.validation_response_tokens))
     for name, seat in seats.items():
         views.check_view(seat.view, seat.model.tokenizer, name)
-        for prompts in sets:
+        for prompts, limit in sets:
             own = seat.view == recipe.student.view
             ids = prompts.ids if own else views.render(seat.view, prompts.prompts, seat.model.tokenizer)
-            check_context(seat.model, ids, recipe.data.max_response_tokens)
+            check_context(seat.model, ids, limit)
 
 
 def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, updates: int) -> Learner:
