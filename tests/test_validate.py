@@ -16,7 +16,15 @@ from conftest import VOCABULARY, MakeModel
 from gopd import logprobs, views
 from gopd.recipe import View
 from gopd.types import Rollout
-from gopd.validate import Domain, Validation, accuracy_interval, bootstrap_interval, exact_kl, summarize
+from gopd.validate import (
+    Domain,
+    Validation,
+    accuracy_interval,
+    bootstrap_interval,
+    exact_kl,
+    kl_interval,
+    summarize,
+)
 from tiny import Bench, make_prompt, make_rollouts, opd_recipe, plain64, plain64_now, row_logprobs
 
 HINT = View(template="{prompt} ({solution})")
@@ -115,6 +123,20 @@ def test_accuracy_weighs_problems_not_samples() -> None:
     assert accuracy_interval(rows)[0] == 0.5
     assert accuracy_interval([*rows, row(2, "math", 1, None)])[0] == 0.5
     assert accuracy_interval([row(0, "math", 1, None)]) == (None, None, None)
+
+
+def test_the_kl_interval_is_that_of_plain_resampling_of_problems() -> None:
+    generator = np.random.default_rng(6)
+    lengths, kls = generator.integers(1, 90, size=60), generator.gamma(2.0, size=60)
+    rows = [row(i // 2, "math", int(n), None) for i, n in enumerate(lengths)]
+    mean, low, high = kl_interval(rows, list(kls))
+    assert mean == pytest.approx(kls.sum() / lengths.sum())
+    pairs = np.stack([kls, lengths]).reshape(2, 30, 2).sum(-1)
+    drawn = pairs[:, generator.integers(30, size=(20_000, 30))].sum(-1)
+    expected = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(expected), rel=0.03)
+    assert kl_interval(rows, list(kls)) == (mean, low, high)
+    assert kl_interval([row(3, "x", 4, None)], [2.0]) == (0.5, 0.5, 0.5)
 
 
 def test_score_without_verifiers_is_minus_the_kl() -> None:

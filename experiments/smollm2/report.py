@@ -46,7 +46,7 @@ def table(
             f"{100 * d['accuracy']:.1f}% [{100 * d['low']:.1f}, {100 * d['high']:.1f}]"
             for d in (before, after)
         ]
-        kls = [f"{d['kl_to_target']:.4f}" for d in (before, after)]
+        kls = [f"{d['kl_to_target']:.4f} [{d['kl_low']:.4f}, {d['kl_high']:.4f}]" for d in (before, after)]
         figures = [name, str(len(entries)), *kls, *right, f"{sum(phases):.1f}", *(f"{s:.1f}" for s in phases)]
         lines.append("| " + " | ".join(figures) + " |")
     return "\n".join(lines) + "\n"

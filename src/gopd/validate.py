@@ -25,7 +25,8 @@ RESAMPLES = 10_000
 class Domain:
     """Figures of one data source. `accuracy` is None without a verifier; `low`, `high` its 95% interval.
 
-    `kl_to_target` is the mean over response tokens of KL(S ‖ q_λ), over the whole vocabulary, in nats.
+    `kl_to_target` is the mean over response tokens of KL(S ‖ q_λ), over the whole vocabulary, in nats; `kl_low`
+    and `kl_high` its 95% interval.
     """
 
     problems: int
@@ -36,6 +37,8 @@ class Domain:
     tokens: float
     truncated: float
     kl_to_target: float | None
+    kl_low: float | None = None
+    kl_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ def summarize(
         mine = [rollouts[i] for i in rows]
         tokens = sum(len(r.response_ids) for r in mine)
         accuracy, low, high = accuracy_interval(mine)
+        kl, kl_low, kl_high = (
+            (None, None, None) if kl_sums is None else kl_interval(mine, [kl_sums[i] for i in rows])
+        )
         domains[source] = Domain(
             problems=len({r.prompt.index for r in mine}),
             samples=len(mine),
@@ -82,7 +88,9 @@ def summarize(
             high=high,
             tokens=tokens / len(mine),
             truncated=sum(not r.finished for r in mine) / len(mine),
-            kl_to_target=None if kl_sums is None else sum(kl_sums[i] for i in rows) / tokens,
+            kl_to_target=kl,
+            kl_low=kl_low,
+            kl_high=kl_high,
         )
     return Validation(step, model, domains)
 
@@ -98,6 +106,22 @@ def accuracy_interval(rollouts: Sequence[Rollout]) -> tuple[float | None, float 
     means = np.array([sum(v) / len(v) for v in per_problem.values()])
     low, high = bootstrap_interval(means)
     return float(means.mean()), low, high
+
+
+def kl_interval(rollouts: Sequence[Rollout], kl_sums: Sequence[float]) -> tuple[float, float, float]:
+    """Mean KL per token, Σ kl / Σ tokens, with a 95% bootstrap interval over problems (fixed seed)."""
+    problems = sorted({r.prompt.index for r in rollouts})
+    place = {index: i for i, index in enumerate(problems)}
+    kl_B, tokens_B = np.zeros(len(problems)), np.zeros(len(problems))
+    for rollout, kl in zip(rollouts, kl_sums, strict=True):
+        kl_B[place[rollout.prompt.index]] += kl
+        tokens_B[place[rollout.prompt.index]] += len(rollout.response_ids)
+    generator, ratios = np.random.default_rng(0), list[float]()
+    for _ in range(RESAMPLES // 100):  # in parts: a draw holds one count per problem
+        times = generator.multinomial(len(problems), np.full(len(problems), 1 / len(problems)), size=100)
+        ratios += (times @ kl_B / (times @ tokens_B)).tolist()
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(kl_B.sum() / tokens_B.sum()), float(low), float(high)
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
