@@ -323,6 +323,32 @@ def test_no_row_is_computed_after_its_end(
     assert waiting <= 0 or widths[0] == slots, "a free slot is filled while requests wait"
 
 
+@pytest.mark.parametrize("slots", [3, 8, 64])
+def test_samples_of_one_prompt_share_its_prefill(
+    model: LanguageModel, plain: PreTrainedModel, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [r.prompt_ids for r in ragged_requests(5, 1, seed=8)]
+    requests = [
+        Request(list(prompt), (8, 0, i, n), 1 + (7 * i + 5 * n) % 20)
+        for i, prompt in enumerate(prompts)
+        for n in range(6)
+    ]
+    alone = [sample(model, [request], 1)[0] for request in requests]
+    forward, prefilled = model.forward, []
+
+    def counted(input_ids: Tensor, position_ids: Tensor, layout: PackedLayout | DecodeLayout) -> Tensor:
+        if isinstance(layout, PackedLayout):
+            prefilled.extend(layout.lengths)
+        return forward(input_ids, position_ids, layout)
+
+    monkeypatch.setattr(model, "forward", counted)
+    responses = sample(model, requests, slots)
+    assert_plain_logprobs(plain, requests, responses, 1.0)
+    assert [r.ids for r in responses] == [r.ids for r in alone]
+    once = sorted(map(len, prompts))
+    assert sorted(prefilled) == once if slots == 64 else len(once) <= len(prefilled) < len(requests)
+
+
 def test_top_k_holds_at_every_token(model: LanguageModel, plain: PreTrainedModel) -> None:
     requests = ragged_requests(20, 15, seed=6)
     for request, response in zip(requests, sample(model, requests, 8, SamplingSection(top_k=2)), strict=True):

@@ -42,10 +42,10 @@ class KeyValueCache:
             stores[:] = [F.pad(store, (0, 0, 0, length - self.length)) for store in stores]
         self.length = length
 
-    def move(self, source: int, to: int) -> None:
-        """Copies one row's cache into another slot."""
+    def copy(self, source: int, to: int, length: int) -> None:
+        """Copies the first `length` tokens of one slot into another."""
         for store in (*self.keys, *self.values):
-            store[to] = store[source]
+            store[to, :, :length] = store[source, :, :length]
 
 
 @dataclass(frozen=True, slots=True)

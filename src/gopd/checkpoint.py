@@ -35,7 +35,7 @@ from gopd.files import atomic_folder, atomic_write, discard, is_temporary, sweep
 from gopd.recipe import Recipe
 from gopd.recipe_file import differences, load_recipe, resolved_yaml
 
-MAY_DIFFER = ("tracking.trackers", "tracking.show_generations", "checkpoint.keep_last")
+MAY_DIFFER = ("tracking.trackers", "tracking.show_generations", "tracking.profile", "checkpoint.keep_last")
 """Recipe keys a resumed run may change: none of them can touch the weights or the metrics already written."""
 PACKAGES = ("gopd", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -102,6 +102,11 @@ class RunFolder:
     def validation(self) -> Path:
         """Validation results, one line each."""
         return self.path / "validation.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """Where time and memory went, with `tracking.profile`."""
+        return self.path / "profile.json"
 
     @property
     def rollouts(self) -> Path:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gopd.cost import Limits
+from gopd.profile import PhaseProfile
 from gopd.validate import Domain, Validation
 
 PLAIN_WIDTH = 200
@@ -91,6 +93,24 @@ class Display:
         for name, validation in rows:
             cells = [_accuracy(validation.domains.get(domain)) for domain in domains]
             table.add_row(name, *cells, *([_kl(validation)] if with_kl else []))
+        self.console.print(table)
+
+    def profile(self, phases: Sequence[PhaseProfile], limits: Limits) -> None:
+        """Where the steps' time and memory went, phase by phase."""
+        rates = f"{limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
+        table = Table(title=f"profile: a step's median, against {rates} measured here", title_justify="left")
+        table.add_column("phase")
+        for column in ("seconds", "of the step", "TFLOP needed", "least seconds", "of the limit"):
+            table.add_column(column, justify="right")
+        table.add_column("bound by")
+        table.add_column("peak GB", justify="right")
+        for p in phases:
+            needed = ["", "", ""]
+            if p.teraflop is not None and p.limit_seconds is not None and p.of_limit is not None:
+                needed = [f"{p.teraflop:.3g}", f"{p.limit_seconds:.3g}", f"{p.of_limit:.0%}"]
+            table.add_row(
+                p.name, f"{p.seconds:.3g}", f"{p.share:.0%}", *needed, p.bound or "", f"{p.peak_gb:.2f}"
+            )
         self.console.print(table)
 
 

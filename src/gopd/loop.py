@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,9 +19,12 @@ from gopd.console import Display
 from gopd.errors import BadInput, Interrupted
 from gopd.export import export_student
 from gopd.files import atomic_write, discard
+from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
+from gopd.memory import keep_freed_memory
 from gopd.methods import opd, sft
 from gopd.metrics import Clock, step_metrics
+from gopd.profile import Profiler
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.rollouts import PromptSet, grade, sample_rollouts
 from gopd.sampler.torch import TorchSampler
@@ -57,8 +57,9 @@ def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = 
             display.say(f"this run is finished; its student is in {run.student}")
             return run.path
         found, roles, trackers = _set_up(recipe, run)
-        with closing(trackers), _finish_step_on_interrupt(display) as stop:
-            Job(recipe, run, display, roles, trackers).run(found, stop)
+        with closing(trackers), finish_step_on_interrupt(display) as stop:
+            profiler = Profiler(recipe, roles) if recipe.tracking.profile else None
+            Job(recipe, run, display, roles, trackers, profiler).run(found, stop)
     return run.path
 
 
@@ -66,6 +67,7 @@ def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Roles, Tra
     """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
     try:
         check_trackers(recipe)
+        keep_freed_memory()
         found = run.latest()
         return found, prepare(recipe), Trackers(recipe, run, after=found[0] if found else -1)
     except BadInput:
@@ -79,13 +81,6 @@ Found = tuple[int, Path, dict[str, Any]]
 
 
 @dataclass
-class Stop:
-    """Set by Ctrl-C; the loop looks at it between steps."""
-
-    requested: bool = False
-
-
-@dataclass
 class Job:
     """A recipe, its run folder, and the roles that carry it out."""
 
@@ -94,6 +89,7 @@ class Job:
     display: Display
     roles: Roles
     trackers: Trackers
+    profiler: Profiler | None = None
     best: tuple[int, float] | None = None
 
     def run(self, found: Found | None, stop: Stop) -> None:
@@ -104,7 +100,7 @@ class Job:
             if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
                 self._validate(0)
             for step in range(first + 1, self.roles.total_steps + 1):
-                started, clock = time.perf_counter(), Clock()
+                started, clock = time.perf_counter(), Clock(memory_by_phase=self.profiler is not None)
                 torch.manual_seed(_step_seed(self.recipe.train.seed, step))
                 rollouts, scores = self._collect(step, clock)
                 updates = self._update(step, rollouts, scores, clock)
@@ -113,6 +109,8 @@ class Job:
                 self.trackers.log(step, figures)
                 self._keep_rollouts(step, rollouts, updates)
                 self.display.step(step, self.roles.total_steps, figures, time.perf_counter() - started)
+                if self.profiler is not None:
+                    self.profiler.step(rollouts, clock)
                 self._validate_and_save(step, stop)
         self._finish()
 
@@ -184,6 +182,7 @@ class Job:
             state = {"updates": self.roles.learner.updates, "best_step": best_step, "best_score": best_score}
             self.run_folder.save(step, self.roles.learner.save, state)
         if stop.requested and not last:
+            self._show_profile()
             raise Interrupted(f"stopped after step {step} of {self.roles.total_steps}; go on with --resume")
 
     def _validate(self, step: int) -> None:
@@ -287,7 +286,13 @@ class Job:
             rows = [("student before", s) for s in students[:1] if s.step == 0]
             rows += [(r.model, r) for r in results if r.model != "student"]
             self.display.table([*rows, ("student after", last)])
+        self._show_profile()
         self.display.say(f"run folder: {self.run_folder.path}")
+
+    def _show_profile(self) -> None:
+        if self.profiler is not None:
+            atomic_write(self.run_folder.profile, json.dumps(self.profiler.entry(), indent=1) + "\n")
+            self.display.profile(self.profiler.phases(), self.profiler.limits)
 
     def _dump(self, step: int, error: NonFinite, rollouts: list[Rollout]) -> NonFinite:
         path = self.run_folder.path / f"failure-step-{step:08d}.jsonl"
@@ -310,27 +315,3 @@ class Job:
 
 def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
-
-
-@contextmanager
-def _finish_step_on_interrupt(display: Display) -> Iterator[Stop]:
-    """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once.
-
-    Only the main thread gets signals: in another one Ctrl-C stays the caller's.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        display.say("interrupted: finishing this step and saving it; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,35 +11,46 @@ import torch
 from torch import Tensor
 
 from gopd.learner import Update
+from gopd.memory import peak_memory_gb, restart_peak
 from gopd.types import Rollout, TokenReport
 
 
 class Clock:
-    """Seconds and tokens per phase of a step."""
+    """Seconds, tokens and peak memory per phase of a step.
 
-    def __init__(self) -> None:
+    With `memory_by_phase` free memory is given back before each phase, so that its peak is its own (this costs some
+    time); otherwise a peak is that of the process so far.
+    """
+
+    def __init__(self, *, memory_by_phase: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.tokens: dict[str, int] = defaultdict(int)
+        self.peak_gb: dict[str, float] = {}
+        self._memory_by_phase = memory_by_phase
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time inside to a phase."""
+        if self._memory_by_phase:
+            restart_peak()
         start = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+            self.peak_gb[name] = peak_memory_gb()
 
     def metrics(self) -> dict[str, float]:
-        """`seconds/PHASE`, and `tokens_per_second/PHASE` where tokens were counted."""
+        """`seconds/PHASE`, `tokens_per_second/PHASE` where tokens were counted, and `memory/peak_gb`."""
         rates = {
             f"tokens_per_second/{n}": t / self.seconds[n] for n, t in self.tokens.items() if self.seconds[n]
         }
-        return {f"seconds/{n}": s for n, s in self.seconds.items()} | rates
+        seconds = {f"seconds/{n}": s for n, s in self.seconds.items()}
+        return seconds | rates | {"memory/peak_gb": max(self.peak_gb.values())}
 
 
 def step_metrics(rollouts: Sequence[Rollout], updates: Sequence[Update]) -> dict[str, float]:
-    """Figures of one step: losses, advantages and gaps per teacher, lengths, rewards per data source, memory."""
+    """Figures of one step: losses, advantages and gaps per teacher, lengths, rewards per data source."""
     reports = [report for update in updates for report in update.reports]
     lengths = [len(r.response_ids) for r in rollouts]
     figures = {
@@ -52,7 +61,6 @@ def step_metrics(rollouts: Sequence[Rollout], updates: Sequence[Update]) -> dict
         "response_tokens/mean": _mean(lengths),
         "response_tokens/max": max(lengths),
         "truncated": _mean([not r.finished for r in rollouts]),
-        "memory/peak_gb": peak_memory_gb(),
     }
     figures |= _teacher_metrics(reports) | _correction_metrics(reports)
     for source in sorted({r.prompt.data_source for r in rollouts}):
@@ -94,12 +102,6 @@ def _correction_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
         "correction/min": float(weights_T.min()),
         "correction/max": float(weights_T.max()),
     }
-
-
-def peak_memory_gb() -> float:
-    """The process's peak resident memory, in 10^9 bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _mean(values: Sequence[float | int | bool]) -> float:

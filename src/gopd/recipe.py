@@ -253,6 +253,8 @@ class TrackingSection(Section):
     """At most so many rollouts per file."""
     show_generations: NonNegative = 0
     """Responses printed per validation."""
+    profile: bool = False
+    """Print where the steps' time and memory went, against what the machine can do."""
 
 
 class Recipe(Section):

@@ -102,7 +102,7 @@ class Scorer:
             if not rows:
                 continue
             seats = [route.teacher] if route.reference is None else [route.teacher, route.reference]
-            prompts = [self._prompts(seat, [rollouts[i] for i in rows]) for seat in seats]
+            prompts = [self.prompt_ids(seat, [rollouts[i] for i in rows]) for seat in seats]
             responses = [rollouts[i].response_ids for i in rows]
             lengths = [max(map(len, ids)) + len(r) for *ids, r in zip(*prompts, responses, strict=True)]
             for group in micro_batches(lengths, self._recipe.train.tokens_per_micro_batch):
@@ -120,15 +120,16 @@ class Scorer:
         seats = self.routes[route]
         return seats.teacher.model.head_VD, None if seats.reference is None else seats.reference.model.head_VD
 
+    def prompt_ids(self, seat: Seat, rollouts: Sequence[Rollout]) -> list[list[int]]:
+        """The rollouts' prompts as a seat sees them."""
+        if seat.view == self._recipe.student.view:
+            return [r.prompt_ids for r in rollouts]
+        return views.render(seat.view, [r.prompt for r in rollouts], seat.model.tokenizer)
+
     def _project(self, seat: Seat, prompts: list[list[int]], responses: list[list[int]]) -> Projection:
         self.forwards[seat.model.name] += len(prompts)
         with seat.as_frozen():
             return seat.model.project(pack(prompts, responses, self._device))
-
-    def _prompts(self, seat: Seat, rollouts: list[Rollout]) -> list[list[int]]:
-        if seat.view == self._recipe.student.view:
-            return [r.prompt_ids for r in rollouts]
-        return views.render(seat.view, [r.prompt for r in rollouts], seat.model.tokenizer)
 
     def _route(self, name: str) -> Route:
         recipe = self._recipe

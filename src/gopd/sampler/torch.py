@@ -1,8 +1,9 @@
 """The embedded sampler: decodes with the learner's own weights, no copy, no second engine.
 
 Rows decode side by side in slots over one key-value cache; a finished row's slot is refilled at once, and when
-no row is waiting the remaining rows close ranks, so no finished row is ever computed. Every row draws from its
-own random stream, so a response depends on (seed, step, prompt, sample) and not on its batch-mates.
+no row is waiting the remaining rows close ranks, so no finished row is ever computed. A prompt with several samples
+is computed once. Every row draws from its own random stream, so a response depends on (seed, step, prompt, sample)
+and not on its batch-mates.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
 from gopd.errors import RunFailed
-from gopd.logprobs import Projection
 from gopd.model import LanguageModel
+from gopd.prepack import Head, prepacked
 from gopd.recipe import SamplingSection
 from gopd.sampler import Progress, Request, Response
 
@@ -39,11 +40,12 @@ class TorchSampler:
         self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
     ) -> list[Response]:
         """Answers every request, in order."""
-        flight = _Flight(self.model, min(self.slots, len(requests)), requests, sampling)
-        while flight.busy():
-            flight.admit()
-            flight.decode()
-            progress(flight.finished, len(requests), flight.tokens)
+        with prepacked(self.model) as head:
+            flight = _Flight(self.model, head, min(self.slots, len(requests)), requests, sampling)
+            while flight.busy():
+                flight.admit()
+                flight.decode()
+                progress(flight.finished, len(requests), flight.tokens)
         return flight.responses()
 
 
@@ -51,12 +53,19 @@ class _Flight:
     """The rows of one `sample` call: those waiting, those in slots, those done."""
 
     def __init__(
-        self, model: LanguageModel, slots: int, requests: Sequence[Request], sampling: SamplingSection
+        self,
+        model: LanguageModel,
+        head: Head,
+        slots: int,
+        requests: Sequence[Request],
+        sampling: SamplingSection,
     ) -> None:
-        self.model, self.requests, self.sampling = model, requests, sampling
+        self.model, self.head, self.requests, self.sampling = model, head, requests, sampling
         device, limit = model.device, max(r.max_response_tokens for r in requests)
         self.slots = slots
-        self.head_VD = model.head_VD.bfloat16() if model.narrow else model.head_VD
+        numbers: dict[tuple[int, ...], int] = {}
+        self.prompt_of = [numbers.setdefault(tuple(r.prompt_ids), len(numbers)) for r in requests]
+        """Each request's prompt, numbered: equal for samples of one prompt."""
         self.cache = KeyValueCache(slots, max(len(r.prompt_ids) for r in requests) + 64)
         self.next = 0
         self.active: list[int] = []
@@ -70,6 +79,11 @@ class _Flight:
         self.drawn_B = torch.zeros(slots, dtype=torch.long, device=device)
         self.limit_B = torch.zeros(slots, dtype=torch.long, device=device)
         self.prompt_B = torch.zeros(slots, dtype=torch.long, device=device)
+        hidden_dtype = torch.bfloat16 if model.narrow else model.head_VD.dtype
+        self.prompt_hidden_BD = torch.zeros(
+            (slots, model.head_VD.shape[1]), dtype=hidden_dtype, device=device
+        )
+        """Final hidden state of each prompt's last token, which its first response token is drawn from."""
 
     def busy(self) -> bool:
         return self.next < len(self.requests) or bool(self.active)
@@ -82,29 +96,52 @@ class _Flight:
         return [self.done[i] for i in range(len(self.requests))]
 
     def admit(self) -> None:
-        """Prefills waiting prompts, packed, into free slots and draws their first tokens."""
+        """Brings waiting requests into free slots and draws their first tokens.
+
+        Prompts are prefilled packed; one that a row in flight has too is copied from there.
+        """
         while self.next < len(self.requests) and len(self.active) < self.slots:
             first, budget = len(self.active), PREFILL_TOKENS
+            fresh: list[int] = []
+            copies: list[tuple[int, int]] = []
             while self.next < len(self.requests) and len(self.active) < self.slots:
-                request = self.requests[self.next]
-                budget -= len(request.prompt_ids)
-                if budget < 0 and len(self.active) > first:
-                    break
-                self._occupy(len(self.active), request)
+                slot, request = len(self.active), self.requests[self.next]
+                source = self._sibling(self.next)
+                if source is not None:
+                    copies.append((source, slot))
+                else:
+                    budget -= len(request.prompt_ids)
+                    if budget < 0 and fresh:
+                        break
+                    fresh.append(slot)
+                self._occupy(slot, request)
                 self.active.append(self.next)
                 self.next += 1
-            slots = range(first, len(self.active))
-            prompts = [self.requests[self.active[s]].prompt_ids for s in slots]
-            lengths = [len(p) for p in prompts]
-            assert all(lengths), "a row needs a prompt"
-            device = self.model.device
-            ids_T = torch.tensor([t for p in prompts for t in p], device=device)
-            positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
-            layout = PackedLayout(lengths, self.cache, tuple(slots))
-            hidden_TD = self.model.forward(ids_T[None], positions_T[None], layout)[0]
-            last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
-            self._draw(hidden_TD[last_B], slice(first, len(self.active)))
+            if fresh:
+                self._prefill(fresh)
+            for source, slot in copies:
+                self.cache.copy(source, slot, len(self.requests[self.active[slot]].prompt_ids))
+                self.prompt_hidden_BD[slot] = self.prompt_hidden_BD[source]
+            rows = slice(first, len(self.active))
+            self._draw(self.prompt_hidden_BD[rows], rows)
             self._retire()
+
+    def _sibling(self, request: int) -> int | None:
+        """A slot whose row has the same prompt."""
+        same = (slot for slot, r in enumerate(self.active) if self.prompt_of[r] == self.prompt_of[request])
+        return next(same, None)
+
+    def _prefill(self, slots: list[int]) -> None:
+        prompts = [self.requests[self.active[s]].prompt_ids for s in slots]
+        lengths = [len(p) for p in prompts]
+        assert all(lengths), "a row needs a prompt"
+        device = self.model.device
+        ids_T = torch.tensor([t for p in prompts for t in p], device=device)
+        positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        layout = PackedLayout(lengths, self.cache, tuple(slots))
+        hidden_TD = self.model.forward(ids_T[None], positions_T[None], layout)[0]
+        last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
+        self.prompt_hidden_BD[torch.tensor(slots, device=device)] = hidden_TD[last_B]
 
     def decode(self) -> None:
         """One more token for every row in flight."""
@@ -126,7 +163,9 @@ class _Flight:
         self.prompt_B[slot] = len(request.prompt_ids)
 
     def _draw(self, hidden_BD: Tensor, rows: slice) -> None:
-        logits_BV = Projection(hidden_BD, self.head_VD).logits(slice(None), self.sampling.temperature)
+        logits_BV = self.head(hidden_BD)
+        if self.sampling.temperature != 1:
+            logits_BV.div_(self.sampling.temperature)
         column_B1 = self.drawn_B[rows, None]
         uniforms_B = self.uniforms_BL[rows].gather(1, column_B1).squeeze(1)
         ids_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.top_p, self.sampling.top_k)
@@ -151,8 +190,8 @@ class _Flight:
             self.done[self.active[slot]] = Response(ids, logprobs_R, bool(ended_B[slot]))
             last = len(self.active) - 1
             if slot != last:
-                self.cache.move(last, slot)
-                for store in (self.ids_BL, self.logprobs_BL, self.uniforms_BL):
+                self.cache.copy(last, slot, int(self.prompt_B[last] + self.drawn_B[last]) - 1)
+                for store in (self.ids_BL, self.logprobs_BL, self.uniforms_BL, self.prompt_hidden_BD):
                     store[slot] = store[last]
                 for counter in (self.drawn_B, self.limit_B, self.prompt_B):
                     counter[slot] = counter[last]

@@ -1,0 +1,75 @@
+"""Linear layers with weights laid out for the matrix library once, instead of anew at every product.
+
+A decoding step multiplies a few rows by every weight matrix of the model. For so few rows, much of the time goes into
+bringing the weights into the order that the CPU's kernels read, so the sampler does that once per batch of requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from gopd.logprobs import Projection
+from gopd.model import LanguageModel
+
+log = logging.getLogger(__name__)
+
+Head = Callable[[Tensor], Tensor]
+"""Final hidden states [B, D] → logits [B, V] in float32, at temperature 1."""
+
+ROWS = 64
+"""Row count that the layout is chosen for; measured: it suits any number of rows."""
+
+
+@contextmanager
+def prepacked(model: LanguageModel) -> Iterator[Head]:
+    """Inside, the model's linear layers use prepacked copies of their present weights; yields its head likewise.
+
+    No gradient may be taken inside, and a change of the weights would not be seen. Costs one copy of the weights.
+    On a GPU and in bfloat16 the model stays as it is.
+    """
+    if model.device.type != "cpu" or model.narrow or not _available():
+        head_VD = model.head_VD.bfloat16() if model.narrow else model.head_VD
+        yield lambda hidden_BD: Projection(hidden_BD, head_VD).logits(slice(None), 1.0)
+        return
+    layers = [m for m in model.body.modules() if type(m) is nn.Linear]
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = _packed(layer.weight, layer.bias)
+        yield _packed(model.head_VD, None)
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return partial(_linear, _reorder(weight.detach(), ROWS), bias)
+
+
+def _reorder(weight: Tensor, rows: int) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed
+
+
+def _linear(packed: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, packed, bias, "none", [], "")
+    return product
+
+
+@cache
+def _available() -> bool:
+    """Whether this PyTorch has the two operators, which it does not document, and they compute a linear layer."""
+    values, weight, bias = torch.eye(3), torch.arange(6.0).view(2, 3), torch.ones(2)
+    try:
+        right = torch.equal(_linear(_reorder(weight, ROWS), bias, values), weight.T + 1)
+    except (AttributeError, RuntimeError) as error:
+        right = False
+        log.info("%s", error)
+    if not right:
+        log.warning("this PyTorch has no prepacked linear layers; sampling will be slower on a CPU")
+    return right

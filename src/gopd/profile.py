@@ -1,0 +1,111 @@
+"""Where a step's time and memory go: each phase against the least time that this machine needs for its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from gopd.cost import Limits, ModelCost, Work, measure_limits
+from gopd.methods import opd
+from gopd.metrics import Clock
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.scorer import Scorer
+from gopd.setup import Roles
+from gopd.types import Rollout
+
+OVERHEAD = 0.5
+"""Below this share of the limit, neither products nor memory bind a phase but what lies between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseProfile:
+    """One phase: medians over steps. `limit_seconds` is the least time for its work, None where none is counted.
+
+    `bound`: what binds, `products`, `memory`, or `overhead` when the phase is far from both.
+    """
+
+    name: str
+    seconds: float
+    share: float
+    teraflop: float | None
+    limit_seconds: float | None
+    bound: str | None
+    peak_gb: float
+
+    @property
+    def of_limit(self) -> float | None:
+        """Share of the limit that the phase reaches."""
+        return None if self.limit_seconds is None else self.limit_seconds / self.seconds
+
+
+class Profiler:
+    """Adds up steps of a run."""
+
+    def __init__(self, recipe: AnyRecipe, roles: Roles) -> None:
+        self.recipe, self.roles = recipe, roles
+        self.limits: Limits = measure_limits(roles.student.device)
+        self._clocks: list[Clock] = []
+        self._works: list[dict[str, Work]] = []
+
+    def step(self, rollouts: Sequence[Rollout], clock: Clock) -> None:
+        """Counts the work of a finished step; rollouts of one prompt stand side by side."""
+        responses = [len(r.response_ids) for r in rollouts]
+        prompts = [len(r.prompt_ids) for r in rollouts]
+        student = ModelCost.of(self.roles.student)
+        works = {"update": student.update(prompts, responses)}
+        if isinstance(self.recipe, OpdRecipe):
+            sampler = self.recipe.sampler
+            works["sample"] = student.sampling(
+                prompts, responses, samples=sampler.samples_per_prompt, slots=sampler.slots
+            )
+            assert self.roles.scorer is not None
+            bodies, heads = scoring_work(self.roles.scorer, rollouts)
+            moved = "update" if opd.needs_vocabulary(self.recipe.objective) else "score"
+            works["score"] = bodies
+            works[moved] = works[moved] + heads
+        self._clocks.append(clock)
+        self._works.append(works)
+
+    def phases(self) -> list[PhaseProfile]:
+        """Figures per phase, in the order they run; none before the first step."""
+        if not self._clocks:
+            return []
+        total = median(sum(c.seconds.values()) for c in self._clocks)
+        return [self._phase(name, total) for name in self._clocks[0].seconds]
+
+    def _phase(self, name: str, total: float) -> PhaseProfile:
+        seconds = median(c.seconds[name] for c in self._clocks)
+        peak = max(c.peak_gb[name] for c in self._clocks)
+        works = [w[name] for w in self._works if name in w]
+        if not works:
+            return PhaseProfile(name, seconds, seconds / total, None, None, None, peak)
+        limit = median(w.seconds(self.limits) for w in works)
+        bound = "overhead" if limit < OVERHEAD * seconds else works[-1].bound(self.limits)
+        teraflop = median(w.flops for w in works) / 1e12
+        return PhaseProfile(name, seconds, seconds / total, teraflop, limit, bound, peak)
+
+    def entry(self) -> dict[str, Any]:
+        """Everything as JSON has it."""
+        return {
+            "limits": asdict(self.limits),
+            "steps": len(self._clocks),
+            "phases": [asdict(phase) for phase in self.phases()],
+        }
+
+
+def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout]) -> tuple[Work, Work]:
+    """What teachers and references need for rollouts under their own routes: bodies, and heads."""
+    bodies, heads = Work(0), Work(0)
+    for name, route in scorer.routes.items():
+        mine = [r for r in rollouts if r.prompt.route == name]
+        responses = [len(r.response_ids) for r in mine]
+        for seat in (route.teacher, route.reference):
+            if seat is not None:
+                cost = ModelCost.of(seat.model)
+                prompts = [len(ids) for ids in scorer.prompt_ids(seat, mine)]
+                head = Work(2.0 * sum(responses) * cost.head)
+                bodies += cost.forward(prompts, responses) + head.times(-1)
+                heads += head
+    return bodies, heads

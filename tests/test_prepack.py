@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import MakeModel
+from gopd import prepack
+from gopd.attention import PackedLayout
+from gopd.model import LanguageModel, load_model
+from gopd.prepack import prepacked
+from gopd.recipe import LoraSection, ModelSpec, SamplingSection
+from gopd.sampler import Request
+from gopd.sampler.torch import TorchSampler
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> LanguageModel:
+    return load(make_model(0))
+
+
+def load(folder: Path, **options: Any) -> LanguageModel:
+    spec = ModelSpec(model=str(folder))
+    return load_model(spec, "student", device=torch.device("cpu"), dtype=torch.float32, **options)
+
+
+def linears(model: LanguageModel) -> list[nn.Linear]:
+    return [m for m in model.module.modules() if type(m) is nn.Linear]
+
+
+@torch.no_grad()
+def hidden(model: LanguageModel, tokens: int) -> torch.Tensor:
+    ids = torch.arange(tokens)[None] % 60
+    return model.forward(ids, torch.arange(tokens)[None], PackedLayout([tokens]))[0]
+
+
+def test_the_pinned_torch_has_prepacked_layers() -> None:
+    """Without them sampling is correct but slow: that must not go unseen."""
+    assert prepack._available()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40, 200])
+def test_hidden_states_and_logits_are_those_of_the_plain_layers(model: LanguageModel, tokens: int) -> None:
+    before = hidden(model, tokens)
+    with prepacked(model) as head:
+        inside = hidden(model, tokens)
+        logits = head(inside)
+        assert all("forward" in m.__dict__ for m in linears(model) if m.weight is not model.head_VD)
+    torch.testing.assert_close(inside, before, rtol=1e-5, atol=1e-5)
+    expected = inside.double() @ model.head_VD.double().T
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    assert logits.dtype == torch.float32
+
+
+def test_the_plain_layers_are_back_afterwards_also_after_an_error(model: LanguageModel) -> None:
+    with pytest.raises(KeyError), prepacked(model):
+        raise KeyError
+    assert not any("forward" in m.__dict__ for m in model.module.modules())
+
+
+def test_biases_and_adapters_are_kept(llama_folder: Path) -> None:
+    model = load(llama_folder)
+    model.add_lora(LoraSection(rank=4), seed=0)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        for layer in linears(model)[:3]:
+            layer.bias = nn.Parameter(torch.arange(float(layer.out_features)) / layer.out_features)
+    before = hidden(model, 9)
+    with prepacked(model):
+        torch.testing.assert_close(hidden(model, 9), before, rtol=1e-5, atol=1e-5)
+        with model.without_adapters():
+            base = hidden(model, 9)
+    assert (base - before).abs().max() > 1e-3
+
+
+def test_the_next_sampling_sees_an_update(model: LanguageModel) -> None:
+    request = [Request([4, 5, 6], (0,), 12)]
+    sampler = TorchSampler(model, 1)
+    first = sampler.sample(request, SamplingSection(), lambda *_: None)[0]
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(1.1)
+    second = sampler.sample(request, SamplingSection(), lambda *_: None)[0]
+    assert not torch.equal(first.logprobs_R[:1], second.logprobs_R[:1])
+
+
+def test_a_torch_without_them_samples_the_same_and_says_so(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [Request([4, 5, i], (0, i), 12) for i in range(5)]
+    fast = TorchSampler(model, 5).sample(requests, SamplingSection(), lambda *_: None)
+
+    def missing(*_: object) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(prepack, "_reorder", missing)
+    prepack._available.cache_clear()
+    try:
+        plain = TorchSampler(model, 5).sample(requests, SamplingSection(), lambda *_: None)
+    finally:
+        prepack._available.cache_clear()
+    assert "slower" in caplog.text
+    for one, other in zip(fast, plain, strict=True):
+        assert one.ids == other.ids
+        torch.testing.assert_close(one.logprobs_R, other.logprobs_R, rtol=0, atol=1e-5)
+
+
+def test_a_model_in_bfloat16_stays_as_it_is(make_model: MakeModel) -> None:
+    model = load(make_model(0), narrow=True)
+    with prepacked(model) as head:
+        assert not any("forward" in m.__dict__ for m in model.module.modules())
+        assert head(hidden(model, 3)).dtype == torch.float32
