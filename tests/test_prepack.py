@@ -17,6 +17,11 @@ from gopd.sampler import Request
 from gopd.sampler.torch import TorchSampler
 
 
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepack, "LEAST_WEIGHTS", 0)
+
+
 @pytest.fixture
 def model(make_model: MakeModel) -> LanguageModel:
     return load(make_model(0))
@@ -53,6 +58,14 @@ def test_hidden_states_and_logits_are_those_of_the_plain_layers(model: LanguageM
     expected = inside.double() @ model.head_VD.double().T
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
     assert logits.dtype == torch.float32
+
+
+def test_small_layers_stay_plain(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sorted({m.weight.numel() for m in linears(model)})
+    monkeypatch.setattr(prepack, "LEAST_WEIGHTS", sizes[1])
+    with prepacked(model):
+        packed = {m.weight.numel() for m in linears(model) if "forward" in m.__dict__}
+    assert packed == {m.weight.numel() for m in linears(model) if m.weight is not model.head_VD} - {sizes[0]}
 
 
 def test_the_plain_layers_are_back_afterwards_also_after_an_error(model: LanguageModel) -> None:

@@ -1,0 +1,75 @@
+"""How a step's cost grows: response length, batch, number of teachers, and λ = 1 against 1.25."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import models
+import yaml
+from step import WORK, arithmetic, gopd_command, gopd_recipe, interleaved, write_rows
+
+PHASES = ("sample", "score", "update")
+
+
+def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
+    tiny = models.endless("tiny", models.tiny())
+    lengths = (16, 64) if quick else (64, 256, 1024, 4096)
+    batches = (16, 64) if quick else (16, 64, 256, 1024)
+    results: dict[str, Any] = {
+        "response length": {n: steps(tiny, 16, n)["step"] for n in lengths},
+        "batch": {n: steps(tiny, n, 32)["step"] for n in batches},
+        "teachers": teachers(tiny, (1, 4) if quick else (1, 2, 4, 8), 64, 32),
+    }
+    student = tiny if quick else models.endless("smollm2", models.smollm2())
+    scales = ["objective.reward_scale=1.0", "objective.reward_scale=1.25"]
+    results["reward scale"] = steps(student, 16, 64, **{s.split("=")[1]: [s] for s in scales})
+    return results
+
+
+def steps(student: Path, batch: int, tokens: int, **variants: list[str]) -> dict[str, Any]:
+    """Median seconds per phase of each variant, a list of overrides; their steps in turn."""
+    variants = variants or {"step": []}
+    rounds = 3
+    rows = write_rows(arithmetic(batch * (rounds + 1)))
+    teacher = models.other(student.name, student)
+    commands = {}
+    for name, overrides in variants.items():
+        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, rounds + 1))
+        commands[name] = gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
+    answers = interleaved(commands, rounds)
+    return {
+        name: {phase: median(a[f"seconds/{phase}"] for a in mine) for phase in PHASES}
+        | {"step": median(a["seconds"] for a in mine)}
+        for name, mine in answers.items()
+    }
+
+
+def teachers(student: Path, counts: tuple[int, ...], batch: int, tokens: int) -> dict[str, Any]:
+    """The same rows, spread over so many teachers; all of them different folders."""
+    rounds = 3
+    commands = {}
+    for count in counts:
+        rows = write_rows(arithmetic(batch * (rounds + 1)), routes=[f"t{i}" for i in range(count)])
+        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, rounds + 1))
+        tree = yaml.safe_load(recipe.read_text())
+        tree["teachers"] = {f"t{i}": {"model": str(copy_of(student, i))} for i in range(count)}
+        recipe.write_text(yaml.safe_dump(tree))
+        commands[str(count)] = gopd_command(recipe)
+    answers = interleaved(commands, rounds)
+    return {
+        name: {phase: median(a[f"seconds/{phase}"] for a in mine) for phase in PHASES}
+        | {"step": median(a["seconds"] for a in mine)}
+        for name, mine in answers.items()
+    }
+
+
+def copy_of(folder: Path, number: int) -> Path:
+    """The same model under another name, so that it is loaded once more."""
+    copy = WORK / f"teacher-{number}"
+    if not copy.exists():
+        shutil.copytree(folder, copy, copy_function=os.link)
+    return copy

@@ -1,0 +1,70 @@
+"""Measures gopd on this machine against its limits and against peers; `make bench` and `make bench-quick`.
+
+    .venv/bin/python benchmarks/run.py [PART ...] [--quick] [--gsm8k FOLDER] [--report]
+
+Each part writes one JSON file; a run goes on where the last one was stopped, unless --anew. Nothing else should be
+busy on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import models
+import torch
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("limits", "startup", "sampling", "passes", "objective", "growth", "step")
+PACKAGES = ("torch", "transformers", "trl", "accelerate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="small models and sizes, a few minutes")
+    parser.add_argument("--gsm8k", type=Path, help="folder with gsm8k_train.jsonl, for natural lengths")
+    parser.add_argument("--anew", action="store_true", help="measure finished parts again")
+    parser.add_argument("--report", action="store_true", help="only write docs/performance.md's figures")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    folder = models.ROOT / "runs" / "benchmarks" / "quick" if options.quick else HERE / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in [] if options.report else options.parts or PARTS:
+        path = folder / f"{part}.json"
+        if path.exists() and not (options.anew or options.quick):
+            print(f"{part}: measured before, in {path}")
+            continue
+        print(f"{part}:", flush=True)
+        start = time.perf_counter()
+        result = importlib.import_module(part).run(options.quick, options.gsm8k)
+        seconds = time.perf_counter() - start
+        path.write_text(json.dumps({"machine": machine(), "seconds": seconds, part: result}, indent=1) + "\n")
+        print(f"  ({seconds:.0f} s)", flush=True)
+    if not options.quick:
+        importlib.import_module("report").write(folder)
+
+
+def machine() -> dict[str, str | int]:
+    """Where and with what it was measured."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    } | {name: version(name) for name in PACKAGES}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Whole optimizer steps against TRL, interleaved: one step each in turn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import models
+import yaml
+from turns import Answer, Player, players
+
+HERE = Path(__file__).resolve().parent
+TEAMS = (("TRL stable", "gopd full", "gopd sampled"), ("TRL sampled", "gopd sampled"))
+"""Programs that run side by side; all four at once would not fit the memory."""
+WORK = models.ROOT / "runs" / "benchmarks"
+SUFFIX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
+    """Results by case; every case pits gopd's `full` and `sampled` estimator against TRL's two trainers."""
+    rounds = 2 if quick else 3
+    tiny = models.endless("tiny", models.tiny())
+    cases = {"tiny family, 64 prompts × 64 tokens": (tiny, arithmetic(64 * 12), 64, 64, True)}
+    if not quick:
+        smollm2 = models.smollm2()
+        endless = models.endless("smollm2", smollm2)
+        for tokens in (64, 128):
+            name = f"SmolLM2-135M, 16 prompts × {tokens} tokens"
+            cases[name] = (endless, arithmetic(16 * 6), 16, tokens, True)
+        if gsm8k is not None:
+            name = "SmolLM2-135M, 16 GSM8K prompts, up to 128 tokens"
+            cases[name] = (smollm2, questions(gsm8k, 16 * 6), 16, 128, False)
+    return {name: compare(*case, rounds=rounds) for name, case in cases.items()}
+
+
+def arithmetic(count: int) -> list[str]:
+    """Prompts of nearly one length."""
+    return [f"what is {i % 97} + {(i * 31) % 89}? answer with words and explain" for i in range(count)]
+
+
+def questions(folder: Path, count: int) -> list[str]:
+    """GSM8K questions, shorter than 600 characters."""
+    rows = (json.loads(line) for line in (folder / "gsm8k_train.jsonl").open())
+    return [row["question"] + SUFFIX for row in rows if len(row["question"]) < 600][:count]
+
+
+def compare(
+    student: Path, prompts: list[str], batch: int, tokens: int, endless: bool, rounds: int
+) -> dict[str, Any]:
+    """Each program's answers, the first step of each left out, and ratios to gopd round by round."""
+    rows = write_rows(prompts)
+    teacher = models.other(student.name, student)
+    sizes = (batch, tokens, rounds + 1)
+    results = []
+    for team in TEAMS:
+        commands = {
+            name: trl_command(name, student, teacher, rows, sizes, endless)
+            if name.startswith("TRL")
+            else gopd_command(
+                gopd_recipe(name, student, teacher, rows, sizes), f"objective.estimator={name.split()[1]}"
+            )
+            for name in team
+        }
+        answers = interleaved(commands, rounds)
+        results.append({"answers": answers, "ratios": ratios(answers)})
+    return {"teams": results}
+
+
+def write_rows(prompts: Sequence[str], routes: Sequence[str] = ("teacher",)) -> Path:
+    """JSONL of prompts, the routes taking turns."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    rows = WORK / f"rows-{len(prompts)}-{len(routes)}.jsonl"
+    with rows.open("w") as file:
+        for i, prompt in enumerate(prompts):
+            row = {
+                "prompt": [{"role": "user", "content": prompt}],
+                "data_source": "bench",
+                "extra_info": {"opd_teacher": routes[i % len(routes)]},
+            }
+            file.write(json.dumps(row) + "\n")
+    return rows
+
+
+def trl_command(
+    name: str, student: Path, teacher: Path, rows: Path, sizes: tuple[int, int, int], endless: bool
+) -> list[str | Path]:
+    script = HERE / "workers" / "trl_step.py"
+    batch, tokens, steps = sizes
+    options = [f"--batch={batch}", f"--tokens={tokens}", f"--steps={steps}", *["--endless"] * endless]
+    return [sys.executable, script, name.split()[1], student, teacher, rows, *options]
+
+
+def gopd_recipe(name: str, student: Path, teacher: Path, rows: Path, sizes: tuple[int, int, int]) -> Path:
+    """A recipe file of plain distillation, λ = 1; sizes are batch, tokens, steps."""
+    name, (batch, tokens, steps) = name.replace(" ", "-"), sizes
+    tree = {
+        "student": {"model": str(student)},
+        "teachers": {"teacher": {"model": str(teacher)}},
+        "objective": {"reward_scale": 1.0},
+        "data": {
+            "files": [str(rows)],
+            "verifier": "none",
+            "max_prompt_tokens": 512,
+            "max_response_tokens": tokens,
+            "shuffle": False,
+        },
+        "sampler": {"slots": batch},
+        "optim": {"lr": 1e-5},
+        "train": {"steps": steps, "prompts_per_step": batch, "tokens_per_micro_batch": 4096},
+        "checkpoint": {"every": 0},
+        "tracking": {"folder": str(WORK), "name": name},
+    }
+    path = WORK / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    shutil.rmtree(WORK / name, ignore_errors=True)
+    return path
+
+
+def gopd_command(recipe: Path, *overrides: str) -> list[str | Path]:
+    return [sys.executable, HERE / "workers" / "gopd_step.py", recipe, *overrides]
+
+
+def interleaved(commands: dict[str, list[str | Path]], rounds: int) -> dict[str, list[Answer]]:
+    """Steps in turn, after one each that does not count."""
+    with players(commands) as team:
+        everyone: list[Player] = list(team.values())
+        for player in everyone:
+            player.turn()
+        answers: dict[str, list[Answer]] = {player.name: [] for player in everyone}
+        for number in range(rounds):
+            for player in everyone:
+                answer = player.turn()
+                answers[player.name].append(answer)
+                print(f"  {player.name}, round {number + 1}: {answer['seconds']:.2f} s", flush=True)
+    return answers
+
+
+def ratios(answers: dict[str, list[Answer]]) -> dict[str, dict[str, float]]:
+    """How many times as long TRL takes: median, least and greatest over rounds."""
+    found = {}
+    for theirs in (name for name in answers if name.startswith("TRL")):
+        for ours in (name for name in answers if name.startswith("gopd")):
+            pairs = zip(answers[theirs], answers[ours], strict=True)
+            values = [their["seconds"] / our["seconds"] for their, our in pairs]
+            found[f"{theirs} / {ours}"] = {
+                "median": median(values),
+                "min": min(values),
+                "max": max(values),
+            }
+    return found
