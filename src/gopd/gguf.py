@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from gopd.errors import BadInput
 from gopd.files import atomic_folder
@@ -32,11 +33,19 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
         raise BadInput(f"{folder} exists; give a new folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        )
+        model, loaded = both
+    except (ValueError, OSError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise BadInput(
             f"{file}: Transformers cannot read it: {' '.join(str(error).split())[:300]}"
         ) from error
+    if wrong := sorted({*loaded["missing_keys"], *_misshapen(model)}):
+        raise BadInput(
+            f"{file}: {len(wrong)} tensors are missing or not of the shape that Transformers expects of this "
+            f"architecture, the first is {wrong[0]}"
+        )
     for mark in QUANTIZATION_MARKS:
         vars(model).pop(mark, None)
     vars(model.config).pop("quantization_config", None)
@@ -44,6 +53,13 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
     with atomic_folder(folder) as target:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+
+
+def _misshapen(model: PreTrainedModel) -> list[str]:
+    """Weights whose shape is not what the configuration says: Transformers takes them in without a word."""
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(model.config).state_dict()
+    return [name for name, weight in model.state_dict().items() if weight.shape != expected[name].shape]
 
 
 def _starts_as_gguf(file: Path) -> bool:

