@@ -213,21 +213,22 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, top_p: float, top_k: int) -> tup
     distribution: top-p/top-k change what is drawn, not how it is scored, as the trainer scores it so too. Raises
     RunFailed when a row's logits are not finite.
     """
-    norm_B = logits_BV.logsumexp(-1)
+    whole = top_p == 1 and top_k == 0
+    highest_B1 = logits_BV.amax(-1, keepdim=True)
+    weights_BV = ((logits_BV if whole else restrict(logits_BV, top_p, top_k)) - highest_B1).exp_()
+    rows, vocabulary = weights_BV.shape
+    weights_BNK = F.pad(weights_BV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    blocks_BN = weights_BNK.sum(-1).double().cumsum(-1)
+    norm_B = blocks_BN[:, -1].log() + highest_B1[:, 0] if whole else logits_BV.logsumexp(-1)
     if not norm_B.isfinite().all():
         raise RunFailed("sampling: the model's logits are not finite; its weights have diverged")
-    allowed_BV = logits_BV if top_p == 1 and top_k == 0 else restrict(logits_BV, top_p, top_k)
-    probs_BV = (allowed_BV - norm_B[:, None]).exp_()
-    rows, vocabulary = probs_BV.shape
-    probs_BNK = F.pad(probs_BV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
-    blocks_BN = probs_BNK.sum(-1, dtype=torch.float64).cumsum(-1)
     point_B1 = (uniforms_B[:, None] * blocks_BN[:, -1:]).clamp_max(_below(blocks_BN[:, -1:]))
     block_B1 = torch.searchsorted(blocks_BN, point_B1, right=True)
     before_B1 = F.pad(blocks_BN, (1, 0)).gather(1, block_B1)
-    inside_BK = probs_BNK[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].double().cumsum(-1)
+    inside_BK = weights_BNK[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].double().cumsum(-1)
     rest_B1 = (point_B1 - before_B1).clamp_max(_below(inside_BK[:, -1:]))
     ids_B = (block_B1 * BLOCK + torch.searchsorted(inside_BK, rest_B1, right=True)).squeeze(1)
-    return ids_B, logits_BV.gather(1, ids_B[:, None]).squeeze(1) - norm_B
+    return ids_B, logits_BV.gather(1, ids_B[:, None]).squeeze(1) - norm_B.float()
 
 
 def restrict(logits_BV: Tensor, top_p: float, top_k: int) -> Tensor:
