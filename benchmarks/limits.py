@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import models
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gopd.cost import best_seconds, measure_limits
-from gopd.model import load_model
+from gopd.model import LanguageModel, load_model
 from gopd.prepack import prepacked
 from gopd.recipe import ModelSpec
 
@@ -45,27 +44,22 @@ def product_rate(rows: int, width_in: int, width_out: int, seconds: float) -> fl
     return 2.0 * rows * width_in * width_out / best
 
 
-@torch.no_grad()
-def decode_floor(folder: Path, batches: Sequence[int], seconds: float = 1.0) -> dict[str, float]:
+def decode_floor(folder: Path, batches: Sequence[int]) -> dict[str, float]:
     """Seconds of one decoding step that consists of nothing but the products, by batch; weights prepacked."""
     model = load_model(ModelSpec(model=str(folder)), "model", device=CPU, dtype=torch.float32)
+    return {str(batch): _products_only(model, batch) for batch in batches}
+
+
+@torch.no_grad()
+def _products_only(model: LanguageModel, batch: int) -> float:
     layers = [m for m in model.body.modules() if type(m) is nn.Linear]
-    floors = {}
-    with prepacked(model) as head:
-        for batch in batches:
-            inputs = {n: torch.randn(batch, n) for n in {m.in_features for m in layers}}
-            hidden = torch.randn(batch, model.head_VD.shape[1])
+    inputs = {n: torch.randn(batch, n) for n in {m.in_features for m in layers}}
+    hidden = torch.randn(batch, model.head_VD.shape[1])
+    with prepacked(model, batch) as head:
 
-            def products(
-                inputs: dict[int, torch.Tensor] = inputs, hidden: torch.Tensor = hidden
-            ) -> torch.Tensor:
-                for layer in layers:
-                    layer(inputs[layer.in_features])
-                return head(hidden)
+        def step() -> Tensor:
+            for layer in layers:
+                layer(inputs[layer.in_features])
+            return head(hidden)
 
-            floors[str(batch)] = best_seconds(products, CPU, seconds)
-    return floors
-
-
-if __name__ == "__main__":
-    print(decode_floor(models.smollm2(), [1, 16, 64]))
+        return best_seconds(step, CPU, 1.0)

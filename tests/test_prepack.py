@@ -50,7 +50,7 @@ def test_the_pinned_torch_has_prepacked_layers() -> None:
 @pytest.mark.parametrize("tokens", [1, 3, 40, 200])
 def test_hidden_states_and_logits_are_those_of_the_plain_layers(model: LanguageModel, tokens: int) -> None:
     before = hidden(model, tokens)
-    with prepacked(model) as head:
+    with prepacked(model, 8) as head:
         inside = hidden(model, tokens)
         logits = head(inside)
         assert all("forward" in m.__dict__ for m in linears(model) if m.weight is not model.head_VD)
@@ -63,13 +63,18 @@ def test_hidden_states_and_logits_are_those_of_the_plain_layers(model: LanguageM
 def test_small_layers_stay_plain(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = sorted({m.weight.numel() for m in linears(model)})
     monkeypatch.setattr(prepack, "LEAST_WEIGHTS", sizes[1])
-    with prepacked(model):
+    with prepacked(model, 8):
         packed = {m.weight.numel() for m in linears(model) if "forward" in m.__dict__}
     assert packed == {m.weight.numel() for m in linears(model) if m.weight is not model.head_VD} - {sizes[0]}
 
 
+def test_few_rows_use_the_plain_layers(model: LanguageModel) -> None:
+    with prepacked(model, 2):
+        assert not any("forward" in m.__dict__ for m in model.module.modules())
+
+
 def test_the_plain_layers_are_back_afterwards_also_after_an_error(model: LanguageModel) -> None:
-    with pytest.raises(KeyError), prepacked(model):
+    with pytest.raises(KeyError), prepacked(model, 8):
         raise KeyError
     assert not any("forward" in m.__dict__ for m in model.module.modules())
 
@@ -83,7 +88,7 @@ def test_biases_and_adapters_are_kept(llama_folder: Path) -> None:
         for layer in linears(model)[:3]:
             layer.bias = nn.Parameter(torch.arange(float(layer.out_features)) / layer.out_features)
     before = hidden(model, 9)
-    with prepacked(model):
+    with prepacked(model, 8):
         torch.testing.assert_close(hidden(model, 9), before, rtol=1e-5, atol=1e-5)
         with model.without_adapters():
             base = hidden(model, 9)
@@ -91,8 +96,8 @@ def test_biases_and_adapters_are_kept(llama_folder: Path) -> None:
 
 
 def test_the_next_sampling_sees_an_update(model: LanguageModel) -> None:
-    request = [Request([4, 5, 6], (0,), 12)]
-    sampler = TorchSampler(model, 1)
+    request = [Request([4, 5, 6], (0, i), 12) for i in range(8)]
+    sampler = TorchSampler(model, 8)
     first = sampler.sample(request, SamplingSection(), lambda *_: None)[0]
     with torch.no_grad():
         for parameter in model.module.parameters():
@@ -124,6 +129,6 @@ def test_a_torch_without_them_samples_the_same_and_says_so(
 
 def test_a_model_in_bfloat16_stays_as_it_is(make_model: MakeModel) -> None:
     model = load(make_model(0), narrow=True)
-    with prepacked(model) as head:
+    with prepacked(model, 8) as head:
         assert not any("forward" in m.__dict__ for m in model.module.modules())
         assert head(hidden(model, 3)).dtype == torch.float32

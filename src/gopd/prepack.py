@@ -24,18 +24,20 @@ Head = Callable[[Tensor], Tensor]
 
 ROWS = 64
 """Row count that the layout is chosen for; measured: it suits any number of rows."""
+LEAST_ROWS = 3
+"""For fewer rows the plain layers are as fast, and packing would only cost time."""
 LEAST_WEIGHTS = 2**18
 """Smaller layers stay plain: a call of a prepacked one costs about 20 µs more, a plain product as a whole less."""
 
 
 @contextmanager
-def prepacked(model: LanguageModel) -> Iterator[Head]:
+def prepacked(model: LanguageModel, rows: int) -> Iterator[Head]:
     """Inside, the model's large linear layers use prepacked copies of their present weights; yields its head likewise.
 
-    No gradient may be taken inside, and a change of the weights would not be seen. Costs one copy of the weights.
-    On a GPU and in bfloat16 the model stays as it is.
+    `rows` is how many rows decode side by side at most. No gradient may be taken inside, and a change of the weights
+    would not be seen. Costs one copy of the weights. On a GPU and in bfloat16 the model stays as it is.
     """
-    possible = model.device.type == "cpu" and not model.narrow and _available()
+    possible = rows >= LEAST_ROWS and model.device.type == "cpu" and not model.narrow and _available()
     layers = [m for m in model.body.modules() if possible and type(m) is nn.Linear and _large(m.weight)]
     try:
         for layer in layers:

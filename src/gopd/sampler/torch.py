@@ -40,8 +40,9 @@ class TorchSampler:
         self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
     ) -> list[Response]:
         """Answers every request, in order."""
-        with prepacked(self.model) as head:
-            flight = _Flight(self.model, head, min(self.slots, len(requests)), requests, sampling)
+        slots = min(self.slots, len(requests))
+        with prepacked(self.model, slots) as head:
+            flight = _Flight(self.model, head, slots, requests, sampling)
             while flight.busy():
                 flight.admit()
                 flight.decode()
