@@ -94,10 +94,10 @@ def make_learner(folder: Path, model: LanguageModel) -> Learner:
 
 @torch.no_grad()
 def packed_logprobs(model: LanguageModel, rollouts: list[Rollout]) -> Tensor:
-    lengths = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
+    prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
     parts = []
-    for group in micro_batches(lengths, BUDGET):
-        packed = pack([rollouts[i].prompt_ids for i in group], [rollouts[i].response_ids for i in group], CPU)
+    for group in micro_batches(prompts, responses, BUDGET):
+        packed = pack([prompts[i] for i in group], [responses[i] for i in group], CPU)
         parts.append(linear_logprobs(model.project(packed), packed.targets_T, 1.0))
     return torch.cat(parts)
 

@@ -57,6 +57,22 @@ def test_a_forward_pass_costs_what_the_counter_says(folder_name: str, request: p
     assert cost.forward(PROMPTS, RESPONSES).flops == linear(products) + 4 * heads * pairs
 
 
+def test_shared_prompts_are_computed_once(student_folder: Path) -> None:
+    model = load(student_folder)
+    cost, products = ModelCost.of(model), dict[str, float]()
+    prompts, responses = [6, 6, 6, 9, 9, 9], [5, 1, 3, 2, 2, 14]
+    packed = pack([[p] * p for p in prompts], [[9] * r for r in responses], CPU)
+    with counted(products), torch.no_grad():
+        model.project(packed).logits(slice(None), 1.0)
+    tokens = 6 + 9 + sum(responses) - 6
+    assert linear(products) == 2 * tokens * cost.body + 2 * sum(responses) * cost.head
+    pairs = sum(range(1, 7)) + sum(range(1, 10))
+    pairs += sum(sum(range(p + 1, p + r)) for p, r in zip(prompts, responses, strict=True))
+    work = cost.forward(prompts, responses, samples=3)
+    assert work.flops == linear(products) + 4 * cost.attention * pairs
+    assert cost.update(prompts, responses, samples=3) == work.times(3)
+
+
 def test_an_update_costs_what_the_counter_says(student_folder: Path, teacher_folder: Path) -> None:
     bench = Bench.of(opd_recipe(student_folder, {"a": {"model": str(teacher_folder)}}))
     rollouts = make_rollouts(bench.recipe, bench.student, ["a"])

@@ -133,6 +133,38 @@ def test_loss_and_gradients_are_those_of_brute_force(
     assert all(r.correction_R is None for r in update.reports)
 
 
+@pytest.mark.parametrize("budget", [40, 10_000])
+@pytest.mark.parametrize("estimator", ["sampled", "full"])
+def test_samples_of_one_prompt_give_the_loss_and_gradients_of_brute_force(
+    estimator: str,
+    budget: int,
+    student_folder: Path,
+    teacher_folder: Path,
+    teacher_llama: Path,
+    reference_folder: Path,
+    plain_models: dict[str, tuple[PreTrainedModel, PreTrainedModel]],
+) -> None:
+    """Student, teacher and reference all compute the shared prompt once."""
+    recipe = two_teachers(
+        student_folder,
+        teacher_folder,
+        teacher_llama,
+        reference_folder,
+        objective=ESTIMATORS[estimator],
+        train={"tokens_per_micro_batch": budget},
+    )
+    bench = Bench.of(recipe)
+    rollouts = make_rollouts(recipe, bench.student, ["alpha"], (5, 1, 9, 30, 14, 2, 7))
+    for i, rollout in enumerate(rollouts):
+        rollout.prompt_ids = rollouts[i // 4].prompt_ids
+    update = bench.update(rollouts)
+    expected = expected_update(recipe, plain64(student_folder), rollouts, plain_models)
+    assert update.loss == pytest.approx(expected.loss, rel=2e-5, abs=1e-5)
+    assert_gradients(first_gradients(bench.learner), expected.gradients)
+    assert_rows([r.student_logprobs_R for r in update.reports], [t.logprobs for t in expected.tokens])
+    assert_rows([r.advantage_R for r in update.reports], [t.advantage for t in expected.tokens])
+
+
 @pytest.mark.parametrize("estimator", ["sampled", "control"])
 def test_rewards_enter_the_advantage_with_their_weight(
     estimator: str,

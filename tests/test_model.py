@@ -97,7 +97,12 @@ def test_logprobs_do_not_depend_on_batch_mates_or_order(folder: Path) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_gradients_are_the_sum_over_rows_alone(folder: Path, checkpointing: bool) -> None:
-    prompts, responses = random_rows(LENGTHS)
+    check_gradients(folder, *random_rows(LENGTHS), checkpointing)
+
+
+def check_gradients(
+    folder: Path, prompts: list[list[int]], responses: list[list[int]], checkpointing: bool
+) -> None:
     model, theirs = load(folder), plain(folder)
     if checkpointing:
         model.module.train()
@@ -119,6 +124,71 @@ def test_packed_gradients_are_the_sum_over_rows_alone(folder: Path, checkpointin
         )
 
 
+# --- prompts that several rows share --------------------------------------------------------------------------------
+
+
+SHARED = [(6, 4), (6, 1), (6, 11), (3, 5), (9, 2), (9, 9), (2, 1), (2, 1)]
+"""(prompt, response) tokens; neighbours of one prompt length share the prompt."""
+
+
+def shared_rows() -> tuple[list[list[int]], list[list[int]]]:
+    prompts, responses = random_rows(SHARED)
+    firsts = {len(p): p for p in reversed(prompts)}
+    return [firsts[len(p)] for p in prompts], responses
+
+
+def test_rows_that_share_a_prompt_have_the_logprobs_of_each_row_alone(folder: Path) -> None:
+    prompts, responses = shared_rows()
+    theirs = plain(folder)
+    found = packed_logprobs(load(folder), prompts, responses)
+    for prompt, response, mine in zip(prompts, responses, found, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(mine, row_logprobs(theirs, prompt, response), **NEAR)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_their_gradients_are_the_sum_over_rows_alone(folder: Path, checkpointing: bool) -> None:
+    check_gradients(folder, *shared_rows(), checkpointing)
+
+
+def test_their_gradients_are_the_same_to_the_bit_on_many_threads(folder: Path) -> None:
+    prompts, responses = [[5, 6, 7]] * 3000, [[8]] * 3000  # enough for the work to be split
+    weight_TD = torch.randn(3000, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(5):
+            model = load(folder)
+            projection = model.project(pack(prompts, responses, CPU))
+            (projection.hidden_TD * weight_TD).sum().backward()
+            found.append([w.grad for w in model.module.parameters() if w.grad is not None])
+    finally:
+        torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_shared_prompt_is_packed_once() -> None:
+    packed = pack([[10, 11], [10, 11], [10, 11], [10]], [[12, 13], [14], [15, 16, 17], [18]], CPU)
+    assert packed.input_ids_T.tolist() == [10, 11, 12, 15, 16, 10]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 2, 3, 0]
+    assert packed.lengths == [2, 1, 2, 1] and packed.after == [None, 0, 0, None]
+    assert packed.targets_T.tolist() == [12, 13, 14, 15, 16, 17, 18]
+    assert packed.input_ids_T[packed.predicts_T].tolist() == [11, 12, 11, 11, 15, 16, 10]
+    assert packed.row_T.tolist() == [0, 0, 1, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("budget", "groups"), [(39, 1), (26, 2), (13, 3), (12, 6), (1, 9)])
+def test_micro_batches_keep_rows_of_one_prompt_together(budget: int, groups: int) -> None:
+    prompts, responses = [[i // 3] * 10 for i in range(9)], [[0]] * 9
+    found = micro_batches(prompts, responses, budget)
+    assert len(found) == groups
+    assert sorted(row for group in found for row in group) == list(range(9))
+    for group in found:
+        tokens = 10 * len({row // 3 for row in group}) + len(group)
+        assert tokens <= budget or len(group) == 1
+
+
 # --- packing --------------------------------------------------------------------------------------------------------
 
 
@@ -126,31 +196,36 @@ def test_pack_points_at_the_tokens_before_the_response() -> None:
     packed = pack([[10, 11], [20]], [[12, 13, 14], [21]], CPU)
     assert packed.input_ids_T.tolist() == [10, 11, 12, 13, 20]
     assert packed.position_ids_T.tolist() == [0, 1, 2, 3, 0]
-    assert packed.lengths == [4, 1]
+    assert packed.lengths == [4, 1] and packed.after == [None, None]
     assert packed.targets_T.tolist() == [12, 13, 14, 21]
     assert packed.input_ids_T[packed.predicts_T].tolist() == [11, 12, 13, 20]
     assert packed.row_T.tolist() == [0, 0, 0, 1]
     assert [rows.tolist() for rows in packed.split(torch.arange(4))] == [[0, 1, 2], [3]]
 
 
+def batched(lengths: list[int], budget: int) -> list[list[int]]:
+    """Micro-batches of rows with prompts of one token, all different."""
+    return micro_batches([[i] for i in range(len(lengths))], [[0] * (n - 1) for n in lengths], budget)
+
+
 @pytest.mark.parametrize("budget", [1, 50, 128, 10**6])
 def test_micro_batches_cover_every_row_once_within_the_budget(budget: int) -> None:
     lengths = torch.randint(1, 130, (200,), generator=torch.Generator().manual_seed(0)).tolist()
-    groups = micro_batches(lengths, budget)
+    groups = batched(lengths, budget)
     assert sorted(row for group in groups for row in group) == list(range(200))
     for group in groups:
         assert len(group) == 1 or sum(lengths[row] for row in group) <= budget
-    assert groups == micro_batches(list(lengths), budget)
-    assert len(micro_batches(lengths, sum(lengths))) == 1
+    assert groups == batched(list(lengths), budget)
+    assert len(batched(lengths, sum(lengths))) == 1
 
 
 def test_micro_batches_are_nearly_full() -> None:
     lengths = torch.randint(1, 60, (300,), generator=torch.Generator().manual_seed(1)).tolist()
-    assert len(micro_batches(lengths, 128)) <= sum(lengths) / 128 * 1.05 + 1
+    assert len(batched(lengths, 128)) <= sum(lengths) / 128 * 1.05 + 1
 
 
 def test_no_rows_no_micro_batches() -> None:
-    assert micro_batches([], 100) == []
+    assert micro_batches([], [], 100) == []
 
 
 # --- LoRA -----------------------------------------------------------------------------------------------------------

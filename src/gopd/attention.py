@@ -6,6 +6,7 @@ embeddings, and hands query, key and value here together with a `layout` that sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 NAME = "gopd"
+
+
+Segment = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value of neighbouring tokens, [batch, heads, tokens, width]."""
 
 
 class KeyValueCache:
@@ -50,9 +55,13 @@ class KeyValueCache:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Rows end to end in one sequence; with a cache, keys and values are also kept in the given slots."""
+    """Segments end to end in one sequence; with a cache, keys and values are also kept in the given slots.
+
+    `after` names, for each segment, the one whose tokens come before its own (`packing.Packed`); empty: none has one.
+    """
 
     lengths: list[int]
+    after: Sequence[int | None] = ()
     cache: KeyValueCache | None = None
     slots: tuple[int, ...] = ()
 
@@ -100,14 +109,46 @@ def attend(
         for slot, (row_key, row_value) in zip(layout.slots, pieces, strict=True):
             keys[slot, :, : row_key.shape[1]] = row_key
             values[slot, :, : row_value.shape[1]] = row_value
-    grouped = query.shape[1] != key.shape[1]
-    rows = [
-        F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
-        )
-        for q, k, v in zip(*(x.split(layout.lengths, 2) for x in (query, key, value)), strict=True)
+    parts = (x.split(layout.lengths, 2) for x in (query, key, value))
+    segments: list[Segment] = [(q, k, v) for q, k, v in zip(*parts, strict=True)]
+    after = layout.after or [None] * len(segments)
+    outputs = [
+        _causal(*own, scaling, dropout)
+        if before is None
+        else _continued(segments[before], own, scaling, dropout)
+        for own, before in zip(segments, after, strict=True)
     ]
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, mask: Tensor | None = None
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _continued(before: Segment, own: Segment, scaling: float, dropout: float) -> Tensor:
+    """Attention of a segment's queries to the segment before and to its own: [batch, heads, own tokens, width].
+
+    With a mask all pairs are computed; a response longer than its prompt is better off going through the prompt's
+    queries again, where the causal half is skipped.
+    """
+    key, value = torch.cat([before[1], own[1]], 2), torch.cat([before[2], own[2]], 2)
+    shared, count = before[0].shape[2], own[0].shape[2]
+    if count > shared:
+        whole = _causal(torch.cat([before[0], own[0]], 2), key, value, scaling, dropout)
+        return whole[:, :, shared:]
+    mask = torch.ones(count, shared + count, dtype=torch.bool, device=key.device).tril(shared)
+    return _causal(own[0], key, value, scaling, dropout, mask)
 
 
 def _decode(

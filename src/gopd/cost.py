@@ -80,35 +80,36 @@ class ModelCost:
             element=2 if model.narrow else model.head_VD.element_size(),
         )
 
-    def forward(self, prompts: Sequence[int], responses: Sequence[int]) -> Work:
+    def forward(self, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> Work:
         """One forward pass over rows of so many prompt and response tokens, with the head at response tokens.
 
-        The last token of a row is never fed. Causal attention: token i looks at i + 1 tokens.
+        Every `samples` neighbouring rows share one prompt, which is computed once. The last token of a row is never
+        fed. Causal attention: token i looks at i + 1 tokens.
         """
-        fed = [p + r - 1 for p, r in zip(prompts, responses, strict=True)]
-        return Work(sum(map(self._row, fed)) + 2.0 * sum(responses) * self.head)
+        fed = sum(self._row(p + r - 1) for p, r in zip(prompts, responses, strict=True))
+        again = sum(self._row(p) for i, p in enumerate(prompts) if i % samples)
+        return Work(fed - again + 2.0 * sum(responses) * self.head)
 
     def _row(self, tokens: int) -> float:
         """Operations of the body over the first so many tokens of a row."""
         return 2.0 * tokens * self.body + 4.0 * self.attention * tokens * (tokens + 1) / 2
 
-    def update(self, prompts: Sequence[int], responses: Sequence[int]) -> Work:
+    def update(self, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> Work:
         """Forward and backward: the gradients of inputs and of weights cost as much again each."""
-        return self.forward(prompts, responses).times(3)
+        return self.forward(prompts, responses, samples=samples).times(3)
 
     def sampling(
         self, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1, slots: int
     ) -> Work:
-        """Drawing responses token by token; every `samples` rows in a row share one prompt.
+        """Drawing responses token by token.
 
         Memory: each decoding step reads all weights once, and each row its keys and values. There are at least as
         many steps as the longest response has tokens, and as `slots` rows side by side need.
         """
-        again = sum(self._row(p) for i, p in enumerate(prompts) if i % samples)
-        flops = self.forward(prompts, responses).flops - again
         steps = max(max(responses), -(-sum(responses) // slots))
         looked_at = sum(r * p + r * (r - 1) / 2 for p, r in zip(prompts, responses, strict=True))
         traffic = steps * (self.body + self.head) + looked_at * self.cache
+        flops = self.forward(prompts, responses, samples=samples).flops
         return Work(flops, float(traffic * self.element))
 
 

@@ -151,9 +151,10 @@ class Learner:
             by_head.setdefault(score.route if score is not None and hidden else None, []).append(i)
         groups = []
         for rows in by_head.values():
-            lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) for i in rows]
-            budget = self.recipe.train.tokens_per_micro_batch
-            groups += [[rows[g] for g in group] for group in micro_batches(lengths, budget)]
+            prompts = [rollouts[i].prompt_ids for i in rows]
+            responses = [rollouts[i].response_ids for i in rows]
+            found = micro_batches(prompts, responses, self.recipe.train.tokens_per_micro_batch)
+            groups += [[rows[g] for g in group] for group in found]
         return groups
 
     def _backward(

@@ -79,9 +79,10 @@ class LanguageModel:
 
     def project(self, packed: Packed) -> Projection:
         """Hidden states that predict the response tokens of packed rows, with the head: one forward pass."""
-        layout = PackedLayout(packed.lengths)
+        layout = PackedLayout(packed.lengths, packed.after)
         hidden = self.forward(packed.input_ids_T.unsqueeze(0), packed.position_ids_T.unsqueeze(0), layout)
-        return Projection(hidden[0, packed.predicts_T], self.head_VD)
+        # Not by indexing: where places repeat, its backward adds in no fixed order.
+        return Projection(hidden[0].index_select(0, packed.predicts_T), self.head_VD)
 
     def add_lora(self, lora: LoraSection, seed: int) -> None:
         """Freezes the weights and adds trainable low-rank adapters (PEFT), initialised from `seed`.

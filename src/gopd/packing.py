@@ -1,8 +1,8 @@
-"""Padding-free packing: rows end to end in one sequence, and micro-batches by token budget."""
+"""Padding-free packing: rows end to end in one sequence, shared prompts once, and micro-batches by token budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor
 class Packed:
     """Rows of prompt + response laid end to end. The last response token of a row is never fed: nothing follows it.
 
-    `lengths` are the fed tokens of each row. `predicts_T` are the places in the packed sequence whose hidden
-    states predict the response tokens `targets_T`, and `row_T` numbers the row of each of those.
+    The sequence consists of segments: a whole row; or a prompt that neighbouring rows share, and then each of their
+    responses alone. `lengths` are the segments' tokens, `after` the number of the segment that holds the prompt before
+    it, or None. `predicts_T` are the places in the packed sequence whose hidden states predict the response tokens
+    `targets_T`, and `row_T` numbers the row of each of those.
     """
 
     input_ids_T: Tensor
     position_ids_T: Tensor
     lengths: list[int]
+    after: list[int | None]
     predicts_T: Tensor
     targets_T: Tensor
     row_T: Tensor
@@ -30,24 +33,51 @@ class Packed:
         return list(values_T.split(self.response_lengths))
 
 
+class _Segments:
+    """Segments while they are laid out."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[Tensor] = []
+        self.lengths: list[int] = []
+        self.after: list[int | None] = []
+
+    def add(self, tokens: Sequence[int], after: int | None = None) -> int:
+        """Appends a segment, unless it is empty; returns where it starts in the sequence."""
+        start = len(self.tokens)
+        if tokens:
+            before = 0 if after is None else self.lengths[after]
+            self.tokens += tokens
+            self.positions.append(torch.arange(before, before + len(tokens)))
+            self.lengths.append(len(tokens))
+            self.after.append(after)
+        return start
+
+
 def pack(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device
 ) -> Packed:
     """Packs rows; every prompt and every response must have at least one token."""
-    tokens: list[int] = []
-    predicts: list[Tensor] = []
-    lengths = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        assert prompt and response, "a row needs a prompt and a response"
-        start = len(tokens) + len(prompt) - 1
-        predicts.append(torch.arange(start, start + len(response)))
-        tokens += [*prompt, *response[:-1]]
-        lengths.append(len(prompt) + len(response) - 1)
+    segments, predicts = _Segments(), list[Tensor]()
+    for rows in shared_prompts(prompts):
+        prompt = list(prompts[rows[0]])
+        assert prompt and all(responses[row] for row in rows), "a row needs a prompt and a response"
+        if len(rows) == 1:
+            start = segments.add([*prompt, *responses[rows[0]][:-1]]) + len(prompt) - 1
+            predicts.append(torch.arange(start, start + len(responses[rows[0]])))
+            continue
+        last = segments.add(prompt) + len(prompt) - 1
+        shared = len(segments.lengths) - 1
+        for row in rows:
+            start = segments.add(responses[row][:-1], after=shared)
+            own = torch.arange(start, start + len(responses[row]) - 1)
+            predicts.append(torch.cat([torch.tensor([last]), own]))
     response_lengths = [len(r) for r in responses]
     return Packed(
-        input_ids_T=torch.tensor(tokens, device=device),
-        position_ids_T=torch.cat([torch.arange(n) for n in lengths]).to(device),
-        lengths=lengths,
+        input_ids_T=torch.tensor(segments.tokens, device=device),
+        position_ids_T=torch.cat(segments.positions).to(device),
+        lengths=segments.lengths,
+        after=segments.after,
         predicts_T=torch.cat(predicts).to(device),
         targets_T=torch.tensor([t for r in responses for t in r], device=device),
         row_T=torch.repeat_interleave(torch.tensor(response_lengths)).to(device),
@@ -55,19 +85,49 @@ def pack(
     )
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def shared_prompts(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Row numbers, neighbouring rows with equal prompts together."""
+    rows: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if rows and prompt != prompts[rows[-1]]:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def micro_batches(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+) -> list[list[int]]:
     """Groups row numbers so that each group has at most `budget` tokens (a longer row stands alone).
 
-    First-fit over rows sorted longest first: few groups, nearly full, and the same for the same lengths.
+    Rows that share a prompt stay together as far as the budget allows. First-fit over such units sorted longest
+    first: few groups, nearly full, and the same for the same lengths.
     """
+    units = [unit for rows in shared_prompts(prompts) for unit in _units(rows, prompts, responses, budget)]
     groups: list[list[int]] = []
     room: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = next((g for g, free in enumerate(room) if free >= lengths[row]), None)
+    for tokens, rows in sorted(units, key=lambda unit: (-unit[0], unit[1][0])):
+        place = next((g for g, free in enumerate(room) if free >= tokens), None)
         if place is None:
             place = len(groups)
             groups.append([])
             room.append(budget)
-        groups[place].append(row)
-        room[place] -= lengths[row]
+        groups[place] += rows
+        room[place] -= tokens
     return [sorted(group) for group in groups]
+
+
+def _units(
+    rows: list[int], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+) -> list[tuple[int, list[int]]]:
+    """Rows of one prompt cut where the budget ends: (tokens, rows) each."""
+    units: list[tuple[int, list[int]]] = []
+    for row in rows:
+        if units and units[-1][0] + len(responses[row]) <= budget:
+            tokens, unit = units.pop()
+            units.append((tokens + len(responses[row]), [*unit, row]))
+        else:
+            units.append((len(prompts[row]) + len(responses[row]), [row]))
+    return units

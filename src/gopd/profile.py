@@ -54,14 +54,16 @@ class Profiler:
         responses = [len(r.response_ids) for r in rollouts]
         prompts = [len(r.prompt_ids) for r in rollouts]
         student = ModelCost.of(self.roles.student)
-        works = {"update": student.update(prompts, responses)}
-        if isinstance(self.recipe, OpdRecipe):
-            sampler = self.recipe.sampler
+        if not isinstance(self.recipe, OpdRecipe):
+            works = {"update": student.update(prompts, responses)}
+        else:
+            samples = self.recipe.sampler.samples_per_prompt
+            works = {"update": student.update(prompts, responses, samples=samples)}
             works["sample"] = student.sampling(
-                prompts, responses, samples=sampler.samples_per_prompt, slots=sampler.slots
+                prompts, responses, samples=samples, slots=self.recipe.sampler.slots
             )
             assert self.roles.scorer is not None
-            bodies, heads = scoring_work(self.roles.scorer, rollouts)
+            bodies, heads = scoring_work(self.roles.scorer, rollouts, samples)
             moved = "update" if opd.needs_vocabulary(self.recipe.objective) else "score"
             works["score"] = bodies
             works[moved] = works[moved] + heads
@@ -95,7 +97,7 @@ class Profiler:
         }
 
 
-def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout]) -> tuple[Work, Work]:
+def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout], samples: int = 1) -> tuple[Work, Work]:
     """What teachers and references need for rollouts under their own routes: bodies, and heads."""
     bodies, heads = Work(0), Work(0)
     for name, route in scorer.routes.items():
@@ -106,6 +108,6 @@ def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout]) -> tuple[Work, Wor
                 cost = ModelCost.of(seat.model)
                 prompts = [len(ids) for ids in scorer.prompt_ids(seat, mine)]
                 head = Work(2.0 * sum(responses) * cost.head)
-                bodies += cost.forward(prompts, responses) + head.times(-1)
+                bodies += cost.forward(prompts, responses, samples=samples) + head.times(-1)
                 heads += head
     return bodies, heads

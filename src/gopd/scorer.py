@@ -104,8 +104,8 @@ class Scorer:
             seats = [route.teacher] if route.reference is None else [route.teacher, route.reference]
             prompts = [self.prompt_ids(seat, [rollouts[i] for i in rows]) for seat in seats]
             responses = [rollouts[i].response_ids for i in rows]
-            lengths = [max(map(len, ids)) + len(r) for *ids, r in zip(*prompts, responses, strict=True)]
-            for group in micro_batches(lengths, self._recipe.train.tokens_per_micro_batch):
+            longest = [max(views, key=len) for views in zip(*prompts, strict=True)]
+            for group in micro_batches(longest, responses, self._recipe.train.tokens_per_micro_batch):
                 projections = [
                     self._project(seat, [ids[g] for g in group], [responses[g] for g in group])
                     for seat, ids in zip(seats, prompts, strict=True)

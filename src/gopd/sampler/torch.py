@@ -139,7 +139,7 @@ class _Flight:
         device = self.model.device
         ids_T = torch.tensor([t for p in prompts for t in p], device=device)
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        layout = PackedLayout(lengths, self.cache, tuple(slots))
+        layout = PackedLayout(lengths, cache=self.cache, slots=tuple(slots))
         hidden_TD = self.model.forward(ids_T[None], positions_T[None], layout)[0]
         last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
         self.prompt_hidden_BD[torch.tensor(slots, device=device)] = hidden_TD[last_B]
