@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
+from yardstick import SCALES, measure
 
 from gopd.tracking import read_metrics, rollouts_file
 
@@ -20,6 +21,7 @@ PANELS = {
     "reward/gsm8k": "reward (share right)",
 }
 PHASES = ("sample", "verify", "score", "update")
+START = "models/smollm2"
 WINDOW = 5
 SAMPLES = 3
 
@@ -28,7 +30,8 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> None:
     """Writes `results.md`, `curves.png` and `samples.md` about finished runs into a folder."""
     metrics = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
     validations = {name: read_metrics(run / "validation.jsonl") for name, run in runs.items()}
-    (folder / "results.md").write_text(table(metrics, validations), encoding="utf-8")
+    tables = table(metrics, validations) + "\n" + yardstick_table(runs, metrics)
+    (folder / "results.md").write_text(tables, encoding="utf-8")
     plot(folder / "curves.png", metrics, validations)
     for name, run in runs.items():
         (folder / name / "samples.md").write_text(samples(run, len(metrics[name])), encoding="utf-8")
@@ -52,6 +55,20 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def yardstick_table(runs: Mapping[str, Path], metrics: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Every student's held-out KL to the targets of both reward scales."""
+    lines = [
+        "| student | " + " | ".join(f"KL to the target of λ = {s}" for s in SCALES) + " |",
+        "|---|---|---|",
+    ]
+    steps = [(next(iter(runs)), 0), *((name, len(entries)) for name, entries in metrics.items())]
+    for name, step in steps:
+        found = measure(runs[name], step, START).values()
+        cells = [f"{kl:.4f} [{low:.4f}, {high:.4f}]" for kl, low, high in found]
+        lines.append(f"| {name if step else 'before training'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(
     path: Path, metrics: Mapping[str, list[dict[str, Any]]], validations: Mapping[str, list[dict[str, Any]]]
 ) -> None:
@@ -68,6 +85,8 @@ def plot(
                 axis.plot(*zip(*ends, strict=True), "o--", color=line.get_color(), linewidth=0.8)
         axis.set(title=title, xlabel="optimizer step")
         axis.grid(alpha=0.3)
+        if key.startswith("reward"):
+            axis.set_ylim(0, max(0.1, axis.get_ylim()[1]))
     axes[0, 0].legend(title=f"mean of {WINDOW} steps; dots: held out, exact", fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -10,11 +10,13 @@ Each run is resumable; finished ones are not redone.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from report import write_report
 
 HERE = Path(__file__).resolve().parent
@@ -42,11 +44,23 @@ def main() -> None:
         train(cell, options.data)
     finished = {cell: RUNS / cell for cell in CELLS if (RUNS / cell / "student").exists()}
     for cell, run in finished.items():
-        kept = HERE / cell
-        kept.mkdir(exist_ok=True)
-        for name in ("metrics.jsonl", "validation.jsonl", "recipe.yaml", "versions.json"):
-            shutil.copy(run / name, kept / name)
+        keep(run, HERE / cell)
     write_report(HERE, finished)
+
+
+def keep(run: Path, folder: Path) -> None:
+    """Copies a run's figures, without the places that files had on this machine."""
+    folder.mkdir(exist_ok=True)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        shutil.copy(run / name, folder / name)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["tracking"]["folder"] = RUNS.relative_to(ROOT).as_posix()
+    for section in ("data", "validation"):
+        recipe[section]["files"] = [Path(file).name for file in recipe[section]["files"]]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+    del versions["platform"]
+    (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n", encoding="utf-8")
 
 
 def train(cell: str, data: Path | None) -> None:
