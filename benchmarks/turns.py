@@ -44,10 +44,8 @@ def players(commands: Mapping[str, Sequence[str | Path]]) -> Iterator[dict[str, 
     with ExitStack() as stack:
         started = {}
         for name, command in commands.items():
-            process = subprocess.Popen(
-                list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            stack.callback(process.wait)
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            process = stack.enter_context(subprocess.Popen(list(map(str, command)), **pipes))
             stack.callback(process.kill)
             started[name] = Player(name, process)
         yield started

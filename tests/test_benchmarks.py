@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+WORKER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from turns import Stage
+stage = Stage()
+print("noise on standard output")
+os.system("echo noise of a child")
+def work(number):
+    if number < 0:
+        raise SystemExit(3)
+    return {"double": 2 * number, "name": sys.argv[2]}
+stage.serve(work)
+"""
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import turns
+
+    return turns
+
+
+def test_programs_answer_in_turn_whatever_they_print(turns: object) -> None:
+    commands = {name: [sys.executable, "-c", WORKER, BENCHMARKS, name] for name in ("a", "b")}
+    with turns.players(commands) as team:  # type: ignore[attr-defined]
+        for number in range(3):
+            for name, player in team.items():
+                assert player.turn(number=number) == {"double": 2 * number, "name": name}
+
+
+def test_a_program_that_ends_is_an_error(turns: object) -> None:
+    command = [sys.executable, "-c", WORKER, BENCHMARKS, "a"]
+    with (
+        turns.players({"a": command}) as team,  # type: ignore[attr-defined]
+        pytest.raises(RuntimeError, match="a ended with exit code 3"),
+    ):
+        team["a"].turn(number=-1)
+
+
+def test_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import step
+
+    cases = {
+        "TRL stable": [{"seconds": 6.0}, {"seconds": 12.0}],
+        "gopd full": [{"seconds": 2.0}, {"seconds": 3.0}],
+    }
+    assert step.ratios(cases) == {"TRL stable / gopd full": {"median": 3.5, "min": 3.0, "max": 4.0}}
