@@ -12,9 +12,11 @@ import argparse
 import importlib
 import json
 import platform
+import sys
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import models
@@ -44,14 +46,26 @@ def main() -> None:
         if path.exists() and not (options.anew or options.quick):
             print(f"{part}: measured before, in {path}")
             continue
-        print(f"{part}:", flush=True)
-        start = time.perf_counter()
-        result = importlib.import_module(part).run(options.quick, options.gsm8k)
-        seconds = time.perf_counter() - start
-        path.write_text(json.dumps({"machine": machine(), "seconds": seconds, part: result}, indent=1) + "\n")
-        print(f"  ({seconds:.0f} s)", flush=True)
+        # A process each: what one part does to memory and threads must not reach the next.
+        process = get_context("spawn").Process(
+            target=measure, args=(part, path, options.quick, options.gsm8k)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{part} failed with exit code {process.exitcode}")
     if not options.quick:
         importlib.import_module("report").write(folder)
+
+
+def measure(part: str, path: Path, quick: bool, gsm8k: Path | None) -> None:
+    """Runs one part and writes its results."""
+    print(f"{part}:", flush=True)
+    start = time.perf_counter()
+    result = importlib.import_module(part).run(quick, gsm8k)
+    seconds = time.perf_counter() - start
+    path.write_text(json.dumps({"machine": machine(), "seconds": seconds, part: result}, indent=1) + "\n")
+    print(f"  ({seconds:.0f} s)", flush=True)
 
 
 def machine() -> dict[str, str | int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gopd.objective import wide
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 48 * 2**20
 """Size of one float32 logits buffer; the loss holds at most four such buffers at a time."""
 
 ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -144,19 +144,16 @@ class _LinearLoss(torch.autograd.Function):
                     head_grad_VD.addmm_(grad_CV.T, hidden_TD[tokens])
                 else:
                     head_grad_VD += grad_CV.T @ hidden_TD[tokens]
-        ctx.save_for_backward(hidden_grad_TD, *([] if head_grad_VD is None else [head_grad_VD]))
+        ctx.gradients = (hidden_grad_TD, head_grad_VD)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad_TD, *head_grad = ctx.saved_tensors
-        scale = outputs[0]
-        return (
-            hidden_grad_TD * scale.to(hidden_grad_TD.dtype),
-            head_grad[0] * scale.to(head_grad[0].dtype) if head_grad else None,
-            None,
-            None,
-        )
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradient is used up by the first backward pass"
+        # In place: the head's gradient is as large as the head.
+        hidden_grad_TD, head_grad_VD = (g if g is None else g.mul_(outputs[0]) for g in gradients)
+        return hidden_grad_TD, head_grad_VD, None, None
 
 
 def _pick(logits_CV: Tensor, ids_C: Tensor) -> Tensor:
