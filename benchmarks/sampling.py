@@ -79,7 +79,11 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         for engine in ENGINES
         if engine != "vllm" or (VLLM.exists() and not quick)
     }
-    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    os.environ |= {
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+    }
     results: dict[str, Any] = {"model": model.name, "cases": {}}
     with players(commands) as team:
         for case in cases(quick):
