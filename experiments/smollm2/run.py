@@ -1,4 +1,4 @@
-"""SmolLM2-135M distilled on GSM8K from itself with the worked solution in view: four runs, then one report.
+"""SmolLM2-135M distilled on GSM8K from itself with the worked solution in view: the runs, then one report.
 
     make smollm2
     .venv/bin/python experiments/smollm2/run.py --data FOLDER      # gsm8k_*.jsonl; without --data: Hub
