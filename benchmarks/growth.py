@@ -10,7 +10,7 @@ from typing import Any
 
 import models
 import yaml
-from step import WORK, arithmetic, gopd_command, gopd_recipe, interleaved, write_rows
+from step import SPARE, WORK, arithmetic, gopd_command, gopd_recipe, interleaved, write_rows
 
 PHASES = ("sample", "score", "update")
 
@@ -34,11 +34,11 @@ def steps(student: Path, batch: int, tokens: int, **variants: list[str]) -> dict
     """Median seconds per phase of each variant, a list of overrides; their steps in turn."""
     variants = variants or {"step": []}
     rounds = 3
-    rows = write_rows(arithmetic(batch * (rounds + 1)))
+    rows = write_rows(arithmetic(batch * (rounds + SPARE)))
     teacher = models.other(student.name, student)
     commands = {}
     for name, overrides in variants.items():
-        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, rounds + 1))
+        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, rounds + SPARE))
         commands[name] = gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
     answers = interleaved(commands, rounds)
     return {
@@ -53,8 +53,8 @@ def teachers(student: Path, counts: tuple[int, ...], batch: int, tokens: int) ->
     rounds = 3
     commands = {}
     for count in counts:
-        rows = write_rows(arithmetic(batch * (rounds + 1)), routes=[f"t{i}" for i in range(count)])
-        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, rounds + 1))
+        rows = write_rows(arithmetic(batch * (rounds + SPARE)), routes=[f"t{i}" for i in range(count)])
+        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, rounds + SPARE))
         tree = yaml.safe_load(recipe.read_text())
         tree["teachers"] = {f"t{i}": {"model": str(copy_of(student, i))} for i in range(count)}
         recipe.write_text(yaml.safe_dump(tree))

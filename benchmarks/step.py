@@ -17,6 +17,9 @@ from turns import Answer, Player, players
 HERE = Path(__file__).resolve().parent
 TEAMS = (("TRL stable", "gopd full", "gopd sampled"), ("TRL sampled", "gopd sampled"))
 """Programs that run side by side; all four at once would not fit the memory."""
+SPARE = 2
+"""Steps that do not count: one to warm up, and one that is never asked for, so that no program ends, and works on,
+while another has its turn."""
 WORK = models.ROOT / "runs" / "benchmarks"
 SUFFIX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -55,7 +58,7 @@ def compare(
     """Each program's answers, the first step of each left out, and ratios to gopd round by round."""
     rows = write_rows(prompts)
     teacher = models.other(student.name, student)
-    sizes = (batch, tokens, rounds + 1)
+    sizes = (batch, tokens, rounds + SPARE)
     results = []
     for team in TEAMS:
         commands = {
