@@ -25,7 +25,7 @@ def write(folder: Path) -> None:
     machines = [content["machine"] for content in found.values()]
     sections = [machine(machines), targets(results)]
     sections += [section(results[name]) for name, section in SECTIONS.items() if name in results]
-    text = DOC.read_text(encoding="utf-8")
+    text = DOC.read_text(encoding="utf-8") if DOC.exists() else f"# Performance\n\n{BEGIN}{END}"
     head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
     DOC.write_text(head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail, encoding="utf-8")
     if "growth" in results and "objective" in results:
