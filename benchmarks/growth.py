@@ -13,6 +13,7 @@ import yaml
 from step import SPARE, WORK, arithmetic, gopd_command, gopd_recipe, interleaved, write_rows
 
 PHASES = ("sample", "score", "update")
+ROUNDS = 3
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
@@ -33,37 +34,34 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
 def steps(student: Path, batch: int, tokens: int, **variants: list[str]) -> dict[str, Any]:
     """Median seconds per phase of each variant, a list of overrides; their steps in turn."""
     variants = variants or {"step": []}
-    rounds = 3
-    rows = write_rows(arithmetic(batch * (rounds + SPARE)))
+    rows = write_rows(arithmetic(batch * (ROUNDS + SPARE)))
     teacher = models.other(student.name, student)
     commands = {}
     for name, overrides in variants.items():
-        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, rounds + SPARE))
+        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, ROUNDS + SPARE))
         commands[name] = gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
-    answers = interleaved(commands, rounds)
-    return {
-        name: {phase: median(a[f"seconds/{phase}"] for a in mine) for phase in PHASES}
-        | {"step": median(a["seconds"] for a in mine)}
-        for name, mine in answers.items()
-    }
+    return medians(commands)
 
 
 def teachers(student: Path, counts: tuple[int, ...], batch: int, tokens: int) -> dict[str, Any]:
     """The same rows, spread over so many teachers; all of them different folders."""
-    rounds = 3
     commands = {}
     for count in counts:
-        rows = write_rows(arithmetic(batch * (rounds + SPARE)), routes=[f"t{i}" for i in range(count)])
-        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, rounds + SPARE))
+        rows = write_rows(arithmetic(batch * (ROUNDS + SPARE)), routes=[f"t{i}" for i in range(count)])
+        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, ROUNDS + SPARE))
         tree = yaml.safe_load(recipe.read_text())
         tree["teachers"] = {f"t{i}": {"model": str(copy_of(student, i))} for i in range(count)}
         recipe.write_text(yaml.safe_dump(tree))
         commands[str(count)] = gopd_command(recipe)
-    answers = interleaved(commands, rounds)
+    return medians(commands)
+
+
+def medians(commands: dict[str, list[str | Path]]) -> dict[str, Any]:
+    """Median seconds per phase and of the whole step, their steps in turn."""
     return {
         name: {phase: median(a[f"seconds/{phase}"] for a in mine) for phase in PHASES}
         | {"step": median(a["seconds"] for a in mine)}
-        for name, mine in answers.items()
+        for name, mine in interleaved(commands, ROUNDS).items()
     }
 
 

@@ -227,7 +227,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, top_p: float, top_k: int) -> tup
     block_B1 = torch.searchsorted(blocks_BN, point_B1, right=True)
     before_B1 = F.pad(blocks_BN, (1, 0)).gather(1, block_B1)
     inside_BK = weights_BNK[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].double().cumsum(-1)
-    rest_B1 = (point_B1 - before_B1).clamp_max(_below(inside_BK[:, -1:]))
+    # Where in the block, as a share of it: its sum was rounded to float32, the sums inside are not.
+    share_B1 = (point_B1 - before_B1) / (blocks_BN.gather(1, block_B1) - before_B1)
+    rest_B1 = (share_B1 * inside_BK[:, -1:]).clamp_max(_below(inside_BK[:, -1:]))
     ids_B = (block_B1 * BLOCK + torch.searchsorted(inside_BK, rest_B1, right=True)).squeeze(1)
     return ids_B, logits_BV.gather(1, ids_B[:, None]).squeeze(1) - norm_B.float()
 
