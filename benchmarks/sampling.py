@@ -21,38 +21,50 @@ ENGINES = ("gopd", "generate", "generate-static", "vllm")
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of one call. `prompts` are lengths."""
+    """Rows of one call. `prompts` and `lengths` count tokens."""
 
     name: str
     prompts: list[int]
     lengths: list[int]
     samples: int = 1
+    engines: tuple[str, ...] = ("gopd", "generate", "vllm")
+    rounds: int = 2
 
-    def request(self) -> dict[str, Any]:
-        """As an engine gets it: random ids, equal for the samples of one prompt."""
-        generator = np.random.default_rng(0)
+    def request(self, number: int) -> dict[str, Any]:
+        """As an engine gets it: random ids, other ones each time (vLLM remembers prompts), one prompt's samples equal."""
+        generator = np.random.default_rng(number)
         distinct = [generator.integers(100, 500, n).tolist() for n in self.prompts[:: self.samples]]
-        prompts = [ids for ids in distinct for _ in range(self.samples)]
-        return {"prompts": prompts, "lengths": self.lengths, "samples": self.samples}
+        return {"prompts": [ids for ids in distinct for _ in range(self.samples)], "lengths": self.lengths}
 
 
 def cases(quick: bool) -> list[Case]:
-    tokens = 16 if quick else 64
-    found = [
-        Case(f"batch {n}, equal lengths", [64] * n, [tokens] * n)
-        for n in ((1, 16) if quick else (1, 16, 64, 256))
+    """Small ones for the tiny model, or those of the targets."""
+    if quick:
+        equal = [Case(f"batch {n}, equal lengths", [64] * n, [16] * n, engines=ENGINES) for n in (1, 16)]
+        return [*equal, *tailed(rows=16, mean=16, longest=64), shared(prompts=2, tokens=128, length=16)]
+    return [
+        Case("batch 1, equal lengths", [64], [64], engines=ENGINES, rounds=3),
+        Case("batch 16, equal lengths", [64] * 16, [128] * 16, engines=ENGINES, rounds=3),
+        Case("batch 64, equal lengths", [64] * 64, [128] * 64, rounds=3),
+        Case("batch 256, equal lengths", [64] * 256, [32] * 256),
+        *tailed(rows=128, mean=32, longest=128),
+        shared(prompts=8, tokens=512, length=64),
     ]
-    rows = 16 if quick else 128
-    tailed = long_tailed(rows, mean=tokens, longest=4 * tokens)
-    found.append(Case(f"{rows} rows, long-tailed lengths", [64] * rows, tailed))
-    found.append(Case(f"{rows} rows, equal lengths, as many tokens", [64] * rows, evened(tailed)))
-    prompts, long = (2, 128) if quick else (8, 512)
-    found.append(
-        Case(
-            f"{prompts} prompts of {long} tokens × 8 samples", [long] * 8 * prompts, [tokens] * 8 * prompts, 8
-        )
-    )
-    return found
+
+
+def tailed(rows: int, mean: int, longest: int) -> list[Case]:
+    """Long-tailed lengths, and as many tokens in equal lengths."""
+    lengths = long_tailed(rows, mean, longest)
+    return [
+        Case(f"{rows} rows, long-tailed lengths", [64] * rows, lengths),
+        Case(f"{rows} rows, equal lengths, as many tokens", [64] * rows, evened(lengths)),
+    ]
+
+
+def shared(prompts: int, tokens: int, length: int) -> Case:
+    """Eight samples for each prompt."""
+    rows = 8 * prompts
+    return Case(f"{prompts} prompts of {tokens} tokens × 8 samples", [tokens] * rows, [length] * rows, 8)
 
 
 def long_tailed(rows: int, mean: int, longest: int) -> list[int]:
@@ -87,21 +99,20 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     results: dict[str, Any] = {"model": model.name, "cases": {}}
     with players(commands) as team:
         for case in cases(quick):
-            results["cases"][case.name] = measure(case, team, rounds=2 if quick else 3)
+            mine = {name: player for name, player in team.items() if name in case.engines}
+            results["cases"][case.name] = measure(case, mine)
     results["decode_floor"] = decode_floor(model, [1, 16, 64])
     return results
 
 
-def measure(case: Case, team: dict[str, Player], rounds: int) -> dict[str, Any]:
+def measure(case: Case, team: dict[str, Player]) -> dict[str, Any]:
     """Seconds of each engine round by round; the first turn of each does not count when it is short."""
-    request = case.request()
-    short = request | {"lengths": [min(2, n) for n in case.lengths]}
     for player in team.values():
-        player.turn(**short)
+        player.turn(**case.request(0) | {"lengths": [min(2, n) for n in case.lengths]})
     seconds: dict[str, list[float]] = {name: [] for name in team}
-    for _ in range(rounds):
+    for number in range(case.rounds):
         for name, player in team.items():
-            seconds[name].append(player.turn(**request)["seconds"])
+            seconds[name].append(player.turn(**case.request(1 + number))["seconds"])
     tokens = sum(case.lengths)
     rates = {name: tokens / median(values) for name, values in seconds.items()}
     print(f"  {case.name}: " + ", ".join(f"{n} {r:.0f} tokens/s" for n, r in rates.items()), flush=True)

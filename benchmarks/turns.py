@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,10 +46,18 @@ def players(commands: Mapping[str, Sequence[str | Path]]) -> Iterator[dict[str, 
         started = {}
         for name, command in commands.items():
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            process = stack.enter_context(subprocess.Popen(list(map(str, command)), **pipes))
-            stack.callback(process.kill)
+            process = stack.enter_context(
+                subprocess.Popen(list(map(str, command)), start_new_session=True, **pipes)
+            )
+            stack.callback(_kill_all, process)
             started[name] = Player(name, process)
         yield started
+
+
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    """Ends a program and what it started: vLLM's engine would otherwise live on."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class Stage:

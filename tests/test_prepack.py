@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ from conftest import MakeModel
 from gopd import prepack
 from gopd.attention import PackedLayout
 from gopd.model import LanguageModel, load_model
-from gopd.prepack import prepacked
+from gopd.prepack import MKL, ONEDNN, Library, prepacked
 from gopd.recipe import LoraSection, ModelSpec, SamplingSection
 from gopd.sampler import Request
 from gopd.sampler.torch import TorchSampler
 
+CHOOSE = prepack._library.__wrapped__
+"""The choice itself, without its cache."""
 
-@pytest.fixture(autouse=True)
-def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepack, "LEAST_WEIGHTS", 0)
+
+@pytest.fixture(autouse=True, params=[MKL, ONEDNN], ids=lambda library: library.name)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Either library, for small layers too."""
+    chosen: Library = replace(request.param, least_weights=0)
+    monkeypatch.setattr(prepack, "_library", lambda: chosen)
+    return chosen
 
 
 @pytest.fixture
@@ -42,9 +49,25 @@ def hidden(model: LanguageModel, tokens: int) -> torch.Tensor:
     return model.forward(ids, torch.arange(tokens)[None], PackedLayout([tokens]))[0]
 
 
-def test_the_pinned_torch_has_prepacked_layers() -> None:
+@pytest.mark.parametrize(
+    ("maker", "library"), [("GenuineIntel", MKL), ("AuthenticAMD", ONEDNN), ("", ONEDNN)]
+)
+def test_the_pinned_torch_has_prepacked_layers(
+    maker: str, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without them sampling is correct but slow: that must not go unseen."""
-    assert prepack._available()
+    monkeypatch.setattr(prepack, "_processor", lambda: f"vendor_id\t: {maker}")
+    assert CHOOSE() is library
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (64, 128), (129, 33), (96, 640)], ids=str)
+def test_products_are_right_for_any_number_of_rows(library: Library, sizes: tuple[int, int]) -> None:
+    weight, bias = torch.randn(sizes), torch.randn(sizes[0])
+    layer = library.packed(weight, bias)
+    for rows in [*range(1, 40), 63, 64, 65, 127, 128, 129, 300]:
+        values = torch.randn(1, rows, sizes[1])
+        expected = values.double() @ weight.double().T + bias
+        torch.testing.assert_close(layer(values).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 40, 200])
@@ -60,9 +83,11 @@ def test_hidden_states_and_logits_are_those_of_the_plain_layers(model: LanguageM
     assert logits.dtype == torch.float32
 
 
-def test_small_layers_stay_plain(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_layers_stay_plain(
+    model: LanguageModel, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = sorted({m.weight.numel() for m in linears(model)})
-    monkeypatch.setattr(prepack, "LEAST_WEIGHTS", sizes[1])
+    monkeypatch.setattr(prepack, "_library", lambda: replace(library, least_weights=sizes[1]))
     with prepacked(model, 8):
         packed = {m.weight.numel() for m in linears(model) if "forward" in m.__dict__}
     assert packed == {m.weight.numel() for m in linears(model) if m.weight is not model.head_VD} - {sizes[0]}
@@ -115,12 +140,10 @@ def test_a_torch_without_them_samples_the_same_and_says_so(
     def missing(*_: object) -> torch.Tensor:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(prepack, "_reorder", missing)
-    prepack._available.cache_clear()
-    try:
-        plain = TorchSampler(model, 5).sample(requests, SamplingSection(), lambda *_: None)
-    finally:
-        prepack._available.cache_clear()
+    monkeypatch.setattr(prepack, "MKL", replace(MKL, reorder=missing))
+    monkeypatch.setattr(prepack, "ONEDNN", replace(ONEDNN, linear=missing))
+    monkeypatch.setattr(prepack, "_library", CHOOSE)
+    plain = TorchSampler(model, 5).sample(requests, SamplingSection(), lambda *_: None)
     assert "slower" in caplog.text
     for one, other in zip(fast, plain, strict=True):
         assert one.ids == other.ids

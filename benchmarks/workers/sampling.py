@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from turns import Answer, Stage
 
 Rows = list[list[int]]
-Draw = Callable[[Rows, list[int], int], None]
-"""(prompts, response lengths, samples per prompt) → all drawn. Equal prompts stand side by side."""
+Draw = Callable[[Rows, list[int]], None]
+"""(prompts, response lengths) → all drawn."""
 
 
 def gopd_engine(folder: str) -> Draw:
@@ -42,7 +42,7 @@ def gopd_engine(folder: str) -> Draw:
 
     model = Endless(loaded.module, loaded.tokenizer, loaded.name)
 
-    def draw(prompts: Rows, lengths: list[int], samples: int) -> None:
+    def draw(prompts: Rows, lengths: list[int]) -> None:
         requests = [Request(ids, (0, i), n) for i, (ids, n) in enumerate(zip(prompts, lengths, strict=True))]
         responses = TorchSampler(model, min(len(requests), 64)).sample(
             requests, SamplingSection(), lambda *_: None
@@ -66,7 +66,7 @@ def generate_engine(folder: str, **options: Any) -> Draw:
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
             return input_ids.shape[1] - self.prompt >= self.lengths
 
-    def draw(prompts: Rows, lengths: list[int], samples: int) -> None:
+    def draw(prompts: Rows, lengths: list[int]) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -93,7 +93,7 @@ def vllm_engine(folder: str) -> Draw:
 
     engine = LLM(folder, dtype="float32", max_model_len=2048, max_num_seqs=64, disable_log_stats=True)
 
-    def draw(prompts: Rows, lengths: list[int], samples: int) -> None:
+    def draw(prompts: Rows, lengths: list[int]) -> None:
         settings = [
             SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, logprobs=0, detokenize=False)
             for n in lengths
@@ -116,9 +116,9 @@ def main() -> None:
     stage = Stage()
     draw = ENGINES[sys.argv[1]](sys.argv[2])
 
-    def work(prompts: Rows, lengths: list[int], samples: int) -> Answer:
+    def work(prompts: Rows, lengths: list[int]) -> Answer:
         start = time.perf_counter()
-        draw(prompts, lengths, samples)
+        draw(prompts, lengths)
         return {"seconds": time.perf_counter() - start}
 
     stage.serve(work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,13 +36,12 @@ class TorchSampler:
         self.exact = not model.narrow  # in bfloat16, decoding and the packed forward round differently
         self.slots = slots
 
-    @torch.no_grad()
     def sample(
         self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
     ) -> list[Response]:
         """Answers every request, in order."""
         slots = min(self.slots, len(requests))
-        with prepacked(self.model, slots) as head:
+        with torch.inference_mode(), prepacked(self.model, slots) as head:
             flight = _Flight(self.model, head, slots, requests, sampling)
             while flight.busy():
                 flight.admit()
@@ -94,7 +94,9 @@ class _Flight:
         return len(self.done)
 
     def responses(self) -> list[Response]:
-        return [self.done[i] for i in range(len(self.requests))]
+        """In the order of the requests; to be called outside inference mode, so that losses can use the tensors."""
+        ordered = (self.done[i] for i in range(len(self.requests)))
+        return [replace(response, logprobs_R=response.logprobs_R.clone()) for response in ordered]
 
     def admit(self) -> None:
         """Brings waiting requests into free slots and draws their first tokens.
