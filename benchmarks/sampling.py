@@ -31,7 +31,7 @@ class Case:
     rounds: int = 2
 
     def request(self, number: int) -> dict[str, Any]:
-        """As an engine gets it: random ids, other ones each time (vLLM remembers prompts), one prompt's samples equal."""
+        """As an engine gets it: random ids, other ones for each number, as vLLM remembers prompts."""
         generator = np.random.default_rng(number)
         distinct = [generator.integers(100, 500, n).tolist() for n in self.prompts[:: self.samples]]
         return {"prompts": [ids for ids in distinct for _ in range(self.samples)], "lengths": self.lengths}

@@ -26,8 +26,12 @@ class Player:
         self.name, self._process = name, process
 
     def turn(self, **request: Any) -> Answer:
-        """Asks for one piece of work and waits for the answer; an error when the program has ended."""
+        """Asks for one piece of work and waits for the answer; an error when the program has ended.
+
+        Between its turns a program is stopped, as some (vLLM) keep a core busy while they wait.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
+        _signal(self._process, signal.SIGCONT)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -35,6 +39,7 @@ class Player:
             raise RuntimeError(
                 f"{self.name} ended with exit code {self._process.wait()}; its output is above"
             )
+        _signal(self._process, signal.SIGSTOP)
         answer: Answer = json.loads(line)
         return answer
 
@@ -49,15 +54,15 @@ def players(commands: Mapping[str, Sequence[str | Path]]) -> Iterator[dict[str, 
             process = stack.enter_context(
                 subprocess.Popen(list(map(str, command)), start_new_session=True, **pipes)
             )
-            stack.callback(_kill_all, process)
+            stack.callback(_signal, process, signal.SIGKILL)
             started[name] = Player(name, process)
         yield started
 
 
-def _kill_all(process: subprocess.Popen[str]) -> None:
-    """Ends a program and what it started: vLLM's engine would otherwise live on."""
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """To a program and all that it has started."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)
 
 
 class Stage:
