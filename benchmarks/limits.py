@@ -44,16 +44,25 @@ def product_rate(rows: int, width_in: int, width_out: int, seconds: float) -> fl
     return 2.0 * rows * width_in * width_out / best
 
 
-def decode_floor(folder: Path, batches: Sequence[int]) -> dict[str, float]:
-    """Seconds of one decoding step that consists of nothing but the products, by batch; weights prepacked."""
+def products_floor(folder: Path, batches: Sequence[int], prompt: int) -> dict[str, dict[str, float]]:
+    """Seconds that sampling takes when it consists of nothing but the products, by batch; weights prepacked.
+
+    `prefill` is for prompts of `prompt` tokens each, `step` for one more token of every row.
+    """
     model = load_model(ModelSpec(model=str(folder)), "model", device=CPU, dtype=torch.float32)
-    return {str(batch): _products_only(model, batch) for batch in batches}
+    return {
+        str(batch): {
+            "prefill": _products_only(model, batch * prompt, batch),
+            "step": _products_only(model, batch, batch),
+        }
+        for batch in batches
+    }
 
 
 @torch.no_grad()
-def _products_only(model: LanguageModel, batch: int) -> float:
+def _products_only(model: LanguageModel, rows: int, batch: int) -> float:
     layers = [m for m in model.body.modules() if type(m) is nn.Linear]
-    inputs = {n: torch.randn(batch, n) for n in {m.in_features for m in layers}}
+    inputs = {n: torch.randn(rows, n) for n in {m.in_features for m in layers}}
     hidden = torch.randn(batch, model.head_VD.shape[1])
     with prepacked(model, batch) as head:
 

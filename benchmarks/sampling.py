@@ -11,7 +11,7 @@ from typing import Any
 
 import models
 import numpy as np
-from limits import decode_floor
+from limits import products_floor
 from turns import Player, players
 
 HERE = Path(__file__).resolve().parent
@@ -44,11 +44,11 @@ def cases(quick: bool) -> list[Case]:
         return [*equal, *tailed(rows=16, mean=16, longest=64), shared(prompts=2, tokens=128, length=16)]
     return [
         Case("batch 1, equal lengths", [64], [64], engines=ENGINES, rounds=3),
-        Case("batch 16, equal lengths", [64] * 16, [128] * 16, engines=ENGINES, rounds=3),
-        Case("batch 64, equal lengths", [64] * 64, [128] * 64, rounds=3),
+        Case("batch 16, equal lengths", [64] * 16, [128] * 16, engines=ENGINES),
+        Case("batch 64, equal lengths", [64] * 64, [128] * 64),
         Case("batch 256, equal lengths", [64] * 256, [32] * 256),
         *tailed(rows=128, mean=32, longest=128),
-        shared(prompts=8, tokens=512, length=64),
+        shared(prompts=4, tokens=512, length=64),
     ]
 
 
@@ -57,7 +57,12 @@ def tailed(rows: int, mean: int, longest: int) -> list[Case]:
     lengths = long_tailed(rows, mean, longest)
     return [
         Case(f"{rows} rows, long-tailed lengths", [64] * rows, lengths),
-        Case(f"{rows} rows, equal lengths, as many tokens", [64] * rows, evened(lengths)),
+        Case(
+            f"{rows} rows, equal lengths, as many tokens",
+            [64] * rows,
+            evened(lengths),
+            engines=("gopd", "vllm"),
+        ),
     ]
 
 
@@ -101,7 +106,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         for case in cases(quick):
             mine = {name: player for name, player in team.items() if name in case.engines}
             results["cases"][case.name] = measure(case, mine)
-    results["decode_floor"] = decode_floor(model, [1, 16, 64])
+    results["floor"] = products_floor(model, [1, 16] if quick else [1, 16, 64], prompt=64)
     return results
 
 
