@@ -13,7 +13,7 @@ import yaml
 from step import SPARE, WORK, arithmetic, gopd_command, gopd_recipe, interleaved, write_rows
 
 PHASES = ("sample", "score", "update")
-ROUNDS = 3
+ROUNDS = 2
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:

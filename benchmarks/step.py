@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,21 +27,38 @@ WORK = models.ROOT / "runs" / "benchmarks"
 SUFFIX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
+@dataclass(frozen=True)
+class Case:
+    """Steps of `batch` prompts and `tokens` new tokens each; `endless`: no response ends before."""
+
+    student: Path
+    prompts: list[str]
+    batch: int
+    tokens: int
+    endless: bool
+    teams: Sequence[Sequence[str]]
+
+
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     """Results by case: gopd's `full` estimator against TRL's stable trainer, in two also `sampled` against both."""
+    return {name: compare(case, rounds=2 if quick else 3) for name, case in cases(quick, gsm8k).items()}
+
+
+def cases(quick: bool, gsm8k: Path | None) -> dict[str, Case]:
+    """By name."""
     tiny = models.endless("tiny", models.tiny())
-    cases = {"tiny family, 64 prompts × 64 tokens": (tiny, arithmetic(64 * 12), 64, 64, True, ALL)}
-    if not quick:
-        smollm2 = models.smollm2()
-        endless = models.endless("smollm2", smollm2)
-        for tokens in (64, 128):
-            name = f"SmolLM2-135M, 16 prompts × {tokens} tokens"
-            teams = ALL if tokens == 64 else STABLE
-            cases[name] = (endless, arithmetic(16 * 6), 16, tokens, True, teams)
-        if gsm8k is not None:
-            name = "SmolLM2-135M, 16 GSM8K prompts, up to 128 tokens"
-            cases[name] = (smollm2, questions(gsm8k, 16 * 6), 16, 128, False, STABLE)
-    return {name: compare(*case, rounds=2 if quick else 3) for name, case in cases.items()}
+    found = {"tiny family, 64 prompts × 64 tokens": Case(tiny, arithmetic(64 * 12), 64, 64, True, ALL)}
+    if quick:
+        return found
+    smollm2 = models.smollm2()
+    endless = models.endless("smollm2", smollm2)
+    for tokens, teams in ((64, ALL), (128, STABLE)):
+        name = f"SmolLM2-135M, 16 prompts × {tokens} tokens"
+        found[name] = Case(endless, arithmetic(16 * 6), 16, tokens, True, teams)
+    if gsm8k is not None:
+        name = "SmolLM2-135M, 16 GSM8K prompts, up to 128 tokens"
+        found[name] = Case(smollm2, questions(gsm8k, 16 * 6), 16, 128, False, STABLE)
+    return found
 
 
 def arithmetic(count: int) -> list[str]:
@@ -54,26 +72,19 @@ def questions(folder: Path, count: int) -> list[str]:
     return [row["question"] + SUFFIX for row in rows if len(row["question"]) < 600][:count]
 
 
-def compare(
-    student: Path,
-    prompts: list[str],
-    batch: int,
-    tokens: int,
-    endless: bool,
-    teams: Sequence[Sequence[str]],
-    rounds: int,
-) -> dict[str, Any]:
+def compare(case: Case, rounds: int) -> dict[str, Any]:
     """Each program's answers, the first steps of each left out, and ratios to gopd round by round."""
-    rows = write_rows(prompts)
-    teacher = models.other(student.name, student)
-    sizes = (batch, tokens, rounds + SPARE)
+    rows = write_rows(case.prompts)
+    teacher = models.other(case.student.name, case.student)
+    sizes = (case.batch, case.tokens, rounds + SPARE)
     results = []
-    for team in teams:
+    for team in case.teams:
         commands = {
-            name: trl_command(name, student, teacher, rows, sizes, endless)
+            name: trl_command(name, case.student, teacher, rows, sizes, case.endless)
             if name.startswith("TRL")
             else gopd_command(
-                gopd_recipe(name, student, teacher, rows, sizes), f"objective.estimator={name.split()[1]}"
+                gopd_recipe(name, case.student, teacher, rows, sizes),
+                f"objective.estimator={name.split()[1]}",
             )
             for name in team
         }

@@ -1,0 +1,42 @@
+"""What the whole steps of `step` would take if they consisted of their matrix products and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from limits import CPU, product_rate, products_floor
+from step import cases
+
+from gopd.cost import ModelCost
+from gopd.model import LanguageModel, load_model
+from gopd.recipe import ModelSpec
+
+
+def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
+    """Seconds by phase; responses that may end earlier are taken to be whole."""
+    results = {}
+    for name, case in cases(quick, gsm8k).items():
+        model = load_model(ModelSpec(model=str(case.student)), "student", device=CPU, dtype=torch.float32)
+        lengths = [prompt_tokens(model, prompt) for prompt in case.prompts[: case.batch]]
+        responses = [case.tokens] * case.batch
+        cost, config = ModelCost.of(model), model.module.config
+        rate = product_rate(2048, config.hidden_size, config.intermediate_size, 1.0)
+        sample = products_floor(case.student, [case.batch], round(mean(lengths)))[str(case.batch)]
+        results[name] = {
+            "sample": sample["prefill"] + (case.tokens - 1) * sample["step"],
+            "score": cost.forward(lengths, responses).flops / rate,
+            "update": cost.update(lengths, responses).flops / rate,
+            "gflops": rate / 1e9,
+        }
+        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in results[name].items())
+        print(f"  {name}: {phases}", flush=True)
+    return results
+
+
+def prompt_tokens(model: LanguageModel, prompt: str) -> int:
+    turns = [{"role": "user", "content": prompt}]
+    text = str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return len(model.tokenizer.encode(text, add_special_tokens=False))
