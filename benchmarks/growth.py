@@ -21,7 +21,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     lengths = (16, 64) if quick else (64, 256, 1024, 4096)
     batches = (16, 64) if quick else (16, 64, 256, 1024)
     results: dict[str, Any] = {
-        "response length": {n: steps(tiny, 16, n)["step"] for n in lengths},
+        "response length": {n: steps(tiny, 4, n)["step"] for n in lengths},
         "batch": {n: steps(tiny, n, 32)["step"] for n in batches},
         "teachers": teachers(tiny, (1, 4) if quick else (1, 2, 4, 8), 64, 32),
     }

@@ -28,19 +28,19 @@ WIDTH = 256
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
-    tokens = [512] if quick else [512, 2048]
     vocabularies = [1024, 32768] if quick else [1024, 8192, 32768, 131072, 262144]
+    sizes = [(512, vocabulary) for vocabulary in vocabularies]
+    sizes += [] if quick else [(count, 32768) for count in (128, 2048, 8192)]
     rows = []
-    for count in tokens:
-        for vocabulary in vocabularies:
-            for name, settings in ESTIMATORS.items():
-                rows.append({"estimator": name, **measure(count, vocabulary, settings)})
-            line = ", ".join(f"{r['estimator']} {r['seconds']:.2f} s" for r in rows[-len(ESTIMATORS) :])
-            print(f"  {count} tokens, vocabulary {vocabulary}: {line}", flush=True)
+    for count, vocabulary in sizes:
+        for name, settings in ESTIMATORS.items():
+            rows.append({"estimator": name, **measure(count, vocabulary, settings)})
+        line = ", ".join(f"{r['estimator']} {r['seconds']:.2f} s" for r in rows[-len(ESTIMATORS) :])
+        print(f"  {count} tokens, vocabulary {vocabulary}: {line}", flush=True)
     return {"rows": rows, "width": WIDTH}
 
 
-def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int = 3) -> dict[str, Any]:
+def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int = 2) -> dict[str, Any]:
     """Forward and backward of `tokens` tokens; memory above the inputs and their gradients."""
     torch.manual_seed(0)
     hidden_TD, head_VD = torch.randn(tokens, WIDTH), torch.randn(vocabulary, WIDTH) / WIDTH**0.5

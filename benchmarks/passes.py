@@ -44,7 +44,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         "update, packed": lambda: learner.update(rollouts, scores, terms),
         "update, padded Transformers": padded_update(plain, rollouts),
     }
-    seconds = in_turn(calls, rounds=2 if quick else 4)
+    seconds = in_turn(calls, rounds=2 if quick else 3)
     prompts, responses = [len(r.prompt_ids) for r in rollouts], [len(r.response_ids) for r in rollouts]
     cost = ModelCost.of(model)
     work = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -224,7 +225,7 @@ def plot(growth: Results, objective: Sequence[Mapping[str, Any]]) -> None:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     axis = axes[1, 1]
-    most = max(row["tokens"] for row in objective)
+    most = Counter(row["tokens"] for row in objective).most_common(1)[0][0]
     for name in dict.fromkeys(row["estimator"] for row in objective):
         mine = [row for row in objective if row["estimator"] == name and row["tokens"] == most]
         axis.plot([r["vocabulary"] for r in mine], [r["seconds"] for r in mine], "o-", label=name)
