@@ -23,7 +23,7 @@ import models
 import torch
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("limits", "startup", "step", "floors", "sampling", "passes", "objective", "growth")
+PARTS = ("limits", "startup", "step", "floors", "sampling", "passes", "objective", "growth", "scale")
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 
 
