@@ -6,25 +6,23 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from limits import CPU, product_rate, products_floor
+from limits import load, product_rate, products_floor
 from step import cases
 
 from gopd.cost import ModelCost
-from gopd.model import LanguageModel, load_model
-from gopd.recipe import ModelSpec
+from gopd.model import LanguageModel
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     """Seconds by phase; responses that may end earlier are taken to be whole."""
     results = {}
     for name, case in cases(quick, gsm8k).items():
-        model = load_model(ModelSpec(model=str(case.student)), "student", device=CPU, dtype=torch.float32)
+        model = load(case.student)
         lengths = [prompt_tokens(model, prompt) for prompt in case.prompts[: case.batch]]
         responses = [case.tokens] * case.batch
         cost, config = ModelCost.of(model), model.module.config
         rate = product_rate(2048, config.hidden_size, config.intermediate_size, 1.0)
-        sample = products_floor(case.student, [case.batch], round(mean(lengths)))[str(case.batch)]
+        sample = products_floor(model, case.batch, round(mean(lengths)))
         results[name] = {
             "sample": sample["prefill"] + (case.tokens - 1) * sample["step"],
             "score": cost.forward(lengths, responses).flops / rate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +43,20 @@ def product_rate(rows: int, width_in: int, width_out: int, seconds: float) -> fl
     return 2.0 * rows * width_in * width_out / best
 
 
-def products_floor(folder: Path, batches: Sequence[int], prompt: int) -> dict[str, dict[str, float]]:
-    """Seconds that sampling takes when it consists of nothing but the products, by batch; weights prepacked.
+def products_floor(model: LanguageModel, batch: int, prompt: int) -> dict[str, float]:
+    """Seconds that sampling takes when it consists of nothing but the products; weights prepacked.
 
-    `prefill` is for prompts of `prompt` tokens each, `step` for one more token of every row.
+    `prefill` is for `batch` prompts of `prompt` tokens each, `step` for one more token of every row.
     """
-    model = load_model(ModelSpec(model=str(folder)), "model", device=CPU, dtype=torch.float32)
     return {
-        str(batch): {
-            "prefill": _products_only(model, batch * prompt, batch),
-            "step": _products_only(model, batch, batch),
-        }
-        for batch in batches
+        "prefill": _products_only(model, batch * prompt, batch),
+        "step": _products_only(model, batch, batch),
     }
+
+
+def load(folder: Path) -> LanguageModel:
+    """A model as the benchmarks use it: float32 on the CPU."""
+    return load_model(ModelSpec(model=str(folder)), "model", device=CPU, dtype=torch.float32)
 
 
 @torch.no_grad()

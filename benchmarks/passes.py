@@ -11,7 +11,7 @@ from typing import Any
 import models
 import numpy as np
 import torch
-from limits import CPU, product_rate
+from limits import CPU, load, product_rate
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -19,9 +19,8 @@ from gopd.cost import ModelCost
 from gopd.learner import Learner
 from gopd.logprobs import linear_logprobs
 from gopd.memory import keep_freed_memory
-from gopd.model import LanguageModel, load_model
+from gopd.model import LanguageModel
 from gopd.packing import micro_batches, pack
-from gopd.recipe import ModelSpec
 from gopd.recipe_file import parse_recipe
 from gopd.types import Prompt, Rollout, Scores, TokenTerms
 
@@ -33,7 +32,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     keep_freed_memory()
     folder = models.tiny() if quick else models.smollm2()
     rollouts = ragged(16, 64 if quick else 128)
-    model = load_model(ModelSpec(model=str(folder)), "student", device=CPU, dtype=torch.float32)
+    model = load(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     learner = make_learner(folder, model)
     terms = [TokenTerms(torch.full((len(r.response_ids),), -5.0), 1.0) for r in rollouts]

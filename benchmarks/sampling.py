@@ -11,7 +11,7 @@ from typing import Any
 
 import models
 import numpy as np
-from limits import products_floor
+from limits import load, products_floor
 from turns import Player, players
 
 HERE = Path(__file__).resolve().parent
@@ -106,7 +106,8 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         for case in cases(quick):
             mine = {name: player for name, player in team.items() if name in case.engines}
             results["cases"][case.name] = measure(case, mine)
-    results["floor"] = products_floor(model, [1, 16] if quick else [1, 16, 64], prompt=64)
+    loaded, batches = load(model), (1, 16) if quick else (1, 16, 64)
+    results["floor"] = {str(batch): products_floor(loaded, batch, prompt=64) for batch in batches}
     return results
 
 

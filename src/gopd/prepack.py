@@ -40,6 +40,10 @@ class Library:
     least_weights: int
     """Smaller layers stay plain: there, calling the library costs more than packing saves."""
 
+    def pays(self, weight: Tensor) -> bool:
+        """Whether a layer is large enough."""
+        return weight.numel() >= self.least_weights
+
     def packed(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         """The layer as a function of its input."""
         weight = weight.detach()
@@ -72,16 +76,14 @@ def prepacked(model: LanguageModel, rows: int) -> Iterator[Head]:
     """
     possible = rows >= LEAST_ROWS and model.device.type == "cpu" and not model.narrow
     library = _library() if possible else None
-    layers = [m for m in model.body.modules() if type(m) is nn.Linear and _large(m.weight, library)]
+    if library is None:
+        yield _plain(model)
+        return
+    layers = [m for m in model.body.modules() if type(m) is nn.Linear and library.pays(m.weight)]
     try:
         for layer in layers:
-            assert library is not None
             vars(layer)["forward"] = library.packed(layer.weight, layer.bias)
-        yield (
-            library.packed(model.head_VD, None)
-            if library and _large(model.head_VD, library)
-            else _plain(model)
-        )
+        yield library.packed(model.head_VD, None) if library.pays(model.head_VD) else _plain(model)
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
@@ -90,10 +92,6 @@ def prepacked(model: LanguageModel, rows: int) -> Iterator[Head]:
 def _plain(model: LanguageModel) -> Head:
     head_VD = model.head_VD.bfloat16() if model.narrow else model.head_VD
     return lambda hidden_BD: Projection(hidden_BD, head_VD).logits(slice(None), 1.0)
-
-
-def _large(weight: Tensor, library: Library | None) -> bool:
-    return library is not None and weight.numel() >= library.least_weights
 
 
 @cache
