@@ -7,10 +7,12 @@ from statistics import mean
 from typing import Any
 
 from limits import load, product_rate, products_floor
-from step import cases
+from step import Case, cases
 
 from gopd.cost import ModelCost
-from gopd.model import LanguageModel
+from gopd.recipe import View
+from gopd.types import Prompt
+from gopd.views import render
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
@@ -18,7 +20,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     results = {}
     for name, case in cases(quick, gsm8k).items():
         model = load(case.student)
-        lengths = [prompt_tokens(model, prompt) for prompt in case.prompts[: case.batch]]
+        lengths = [len(ids) for ids in render(View(), prompts(case), model.tokenizer)]
         responses = [case.tokens] * case.batch
         cost, config = ModelCost.of(model), model.module.config
         rate = product_rate(2048, config.hidden_size, config.intermediate_size, 1.0)
@@ -34,7 +36,9 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     return results
 
 
-def prompt_tokens(model: LanguageModel, prompt: str) -> int:
-    turns = [{"role": "user", "content": prompt}]
-    text = str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return len(model.tokenizer.encode(text, add_special_tokens=False))
+def prompts(case: Case) -> list[Prompt]:
+    """Those of one step."""
+    turns = [({"role": "user", "content": text},) for text in case.prompts[: case.batch]]
+    return [
+        Prompt(i, str(i), turn, "bench", "none", None, "teacher", None, {}) for i, turn in enumerate(turns)
+    ]
