@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gopd import logprobs, objective
-from gopd.logprobs import Projection, Target, linear_logprobs, linear_loss, token_chunks
+from gopd.logprobs import Chunk, Projection, Scratch, Target, linear_logprobs, linear_loss, token_chunks
 
 TOKENS, WIDTH, VOCABULARY = 10, 6, 23
 FOUR_TOKENS = 4 * 4 * VOCABULARY
@@ -80,7 +80,7 @@ def test_target_scores(chunk_bytes: int, scale: float, temperature: float) -> No
 def test_target_chunk_is_the_normalised_target(scale: float, temperature: float) -> None:
     teacher, reference = projection(1), None if scale == 1 else projection(2)
     tokens = slice(3, 8)
-    found, seen = Target(teacher, reference, scale).chunk(ids()[tokens], tokens, temperature)
+    found, seen = Target(teacher, reference, scale).chunk(ids()[tokens], tokens, temperature, Scratch())
     log_T = brute(teacher, temperature)
     log_R = log_T if reference is None else brute(reference, temperature)
     expected = (scale * log_T + (1 - scale) * log_R).log_softmax(-1)[tokens]
@@ -115,20 +115,22 @@ WEIGHT = torch.rand(TOKENS, generator=torch.Generator().manual_seed(6))
 TARGET = Target(projection(1), projection(2), 1.25)
 
 
-def sampled(logprobs_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-    return objective.policy_gradient(logprobs_CV, ids()[tokens], (WEIGHT * ADVANTAGE)[tokens])
+def sampled(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    drawn = ids()[chunk.tokens]
+    own_C = chunk.logprobs_CV[range(len(drawn)), drawn]
+    return objective.policy_gradient(chunk.probs_CV, own_C, drawn, (WEIGHT * ADVANTAGE)[chunk.tokens])
 
 
-def full(logprobs_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-    target_CV, _ = TARGET.chunk(ids()[tokens], tokens, 0.7)
-    loss_C, gradient_CV = objective.reverse_kl(logprobs_CV, target_CV)
-    return loss_C * WEIGHT[tokens], gradient_CV * WEIGHT[tokens, None]
+def full(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    target_CV, _ = TARGET.chunk(ids()[chunk.tokens], chunk.tokens, 0.7, chunk.scratch)
+    loss_C, gradient_CV = objective.reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV)
+    return loss_C * WEIGHT[chunk.tokens], gradient_CV * WEIGHT[chunk.tokens, None]
 
 
-def topk(logprobs_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-    target_CV, _ = TARGET.chunk(ids()[tokens], tokens, 0.7)
-    loss_C, gradient_CV = objective.topk_reverse_kl(logprobs_CV, target_CV, 5)
-    return loss_C * WEIGHT[tokens], gradient_CV * WEIGHT[tokens, None]
+def topk(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    target_CV, _ = TARGET.chunk(ids()[chunk.tokens], chunk.tokens, 0.7, chunk.scratch)
+    loss_C, gradient_CV = objective.topk_reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV, 5)
+    return loss_C * WEIGHT[chunk.tokens], gradient_CV * WEIGHT[chunk.tokens, None]
 
 
 def log_target() -> Tensor:
@@ -203,9 +205,9 @@ def test_half_precision_hidden_states_with_a_float32_head(monkeypatch: pytest.Mo
     hidden, head = of.hidden_TD.bfloat16().requires_grad_(), of.head_VD.requires_grad_()
     seen: list[torch.dtype] = []
 
-    def chunk_loss(logprobs_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        seen.append(logprobs_CV.dtype)
-        return sampled(logprobs_CV, tokens)
+    def chunk_loss(chunk: Chunk) -> tuple[Tensor, Tensor]:
+        seen.append(chunk.logprobs_CV.dtype)
+        return sampled(chunk)
 
     linear_loss(Projection(hidden, head), chunk_loss, 1.0).backward()
     hidden_64, head_64 = hidden.detach().double().requires_grad_(), head.detach().double().requires_grad_()
@@ -223,23 +225,28 @@ def test_half_precision_hidden_states_with_a_float32_head(monkeypatch: pytest.Mo
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any tensor made inside had."""
+class LargeArrays(TorchDispatchMode):
+    """Keeps every piece of memory of `elements` float32 numbers or more that a tensor made inside has."""
 
-    def __init__(self) -> None:
+    def __init__(self, elements: int) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements = elements
+        self.found: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for one in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
+            if isinstance(one, Tensor) and one.untyped_storage().nbytes() >= 4 * self.elements:
+                self.found[one.untyped_storage().data_ptr()] = one.untyped_storage()
         return made
 
 
-@pytest.mark.parametrize("name", ["score", "logprobs", "sampled", "full", "topk"])
-def test_no_tensor_of_all_tokens_times_vocabulary_is_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "arrays"), [("score", 3), ("logprobs", 2), ("sampled", 3), ("full", 5), ("topk", 5)]
+)
+def test_a_pass_uses_the_same_few_arrays_of_one_chunk(
+    name: str, arrays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens, vocabulary, per_chunk = 300, 500, 20
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * vocabulary * per_chunk)
     student, teacher, reference = (projection(seed, tokens, vocabulary) for seed in range(3))
@@ -247,19 +254,22 @@ def test_no_tensor_of_all_tokens_times_vocabulary_is_made(name: str, monkeypatch
     student.head_VD.requires_grad_()
     target, drawn = Target(teacher, reference, 1.25), ids(tokens, vocabulary)
 
-    def chunk_loss(logprobs_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    def chunk_loss(chunk: Chunk) -> tuple[Tensor, Tensor]:
+        part = drawn[chunk.tokens]
         if name == "sampled":
-            return objective.policy_gradient(logprobs_CV, drawn[part], torch.ones(len(logprobs_CV)))
-        target_CV, _ = target.chunk(drawn[part], part, 1.0)
+            own_C = chunk.logprobs_CV[range(len(part)), part]
+            return objective.policy_gradient(chunk.probs_CV, own_C, part, torch.ones(len(part)))
+        target_CV, _ = target.chunk(part, chunk.tokens, 1.0, chunk.scratch)
         if name == "full":
-            return objective.reverse_kl(logprobs_CV, target_CV)
-        return objective.topk_reverse_kl(logprobs_CV, target_CV, 8)
+            return objective.reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV)
+        return objective.topk_reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV, 8)
 
-    with LargestTensor() as largest:
+    with LargeArrays(per_chunk * vocabulary) as large:
         if name == "score":
             target.score(drawn, 0.7)
         elif name == "logprobs":
             linear_logprobs(student, drawn, 0.7)
         else:
             linear_loss(student, chunk_loss, 1.0).backward()
-    assert largest.elements == per_chunk * vocabulary
+    sizes = [storage.nbytes() for storage in large.found.values()]
+    assert sizes == [4 * per_chunk * vocabulary] * arrays

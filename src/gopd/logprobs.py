@@ -8,7 +8,7 @@ logits are computed once and never recomputed for the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,8 @@ from torch import Tensor
 
 from gopd.objective import wide
 
-CHUNK_BYTES = 48 * 2**20
-"""Size of one float32 logits buffer; the loss holds at most four such buffers at a time."""
-
-ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(log-probs of a chunk [C, V], which tokens) → (weighted loss [C], its gradient w.r.t. the logits [C, V])."""
+CHUNK_BYTES = 40 * 2**20
+"""Size of one float32 array of a chunk; the loss needs three to five of them at a time."""
 
 
 def token_chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
@@ -31,6 +28,36 @@ def token_chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + size, tokens))
 
 
+class Scratch:
+    """Arrays [C, V] that every chunk of a pass uses again, as memory that is new to a process is slow to get."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Tensor] = {}
+
+    def array(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """The array of that name, in float32 (float64 for float64) and with whatever is left in it."""
+        rows, vocabulary = shape
+        held = self._arrays.get(name)
+        if held is None or len(held) < rows or held.shape[1] != vocabulary:
+            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            held = self._arrays[name] = torch.empty(rows, vocabulary, dtype=dtype, device=like.device)
+        return held[:rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some tokens of a pass: the student's log-probs and probabilities there, [C, V] each, free to be overwritten."""
+
+    tokens: slice
+    logprobs_CV: Tensor
+    probs_CV: Tensor
+    scratch: Scratch
+
+
+ChunkLoss = Callable[[Chunk], tuple[Tensor, Tensor]]
+"""A chunk → (weighted loss [C], its gradient w.r.t. the logits [C, V])."""
+
+
 @dataclass(frozen=True, slots=True)
 class Projection:
     """Final hidden states [T, D] and the head [V, D] that turns them into logits."""
@@ -38,10 +65,21 @@ class Projection:
     hidden_TD: Tensor
     head_VD: Tensor
 
-    def logits(self, tokens: slice, temperature: float) -> Tensor:
-        """Logits [C, V] of some tokens, in float32, divided by the temperature."""
-        logits_CV = wide(self.hidden_TD[tokens] @ self.head_VD.to(self.hidden_TD.dtype).T)
+    def logits(self, tokens: slice, temperature: float, out: Tensor | None = None) -> Tensor:
+        """Logits [C, V] of some tokens, in float32, divided by the temperature; written to `out` where it is given."""
+        hidden_CD, head_VD = self.hidden_TD[tokens], self.head_VD.to(self.hidden_TD.dtype)
+        if out is not None and out.dtype == hidden_CD.dtype:
+            logits_CV = torch.mm(hidden_CD, head_VD.T, out=out)
+        else:
+            logits_CV = wide(hidden_CD @ head_VD.T)
         return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+
+    @torch.no_grad()
+    def logprobs(self, tokens: slice, temperature: float, scratch: Scratch, name: str) -> Tensor:
+        """Log-probs [C, V] of some tokens in the scratch array `name`; the array `logits` is overwritten."""
+        shape = (len(self.hidden_TD[tokens]), len(self.head_VD))
+        logits_CV = self.logits(tokens, temperature, scratch.array("logits", shape, self.hidden_TD))
+        return torch.log_softmax(logits_CV, -1, out=scratch.array(name, shape, self.hidden_TD))
 
 
 @dataclass(slots=True)
@@ -70,26 +108,29 @@ class Target:
         return len(self.teacher.hidden_TD)
 
     @torch.no_grad()
-    def chunk(self, ids_C: Tensor, tokens: slice, temperature: float) -> tuple[Tensor, TokenScores]:
-        """log q_λ of some tokens [C, V], and the numbers of their sampled ids, from one set of logits."""
-        teacher_CV = self.teacher.logits(tokens, temperature)
-        teacher_norm_C = teacher_CV.logsumexp(-1)
-        teacher_C = _pick(teacher_CV, ids_C) - teacher_norm_C
+    def chunk(
+        self, ids_C: Tensor, tokens: slice, temperature: float, scratch: Scratch
+    ) -> tuple[Tensor, TokenScores]:
+        """log q_λ of some tokens [C, V], in a scratch array, and the numbers of their sampled ids.
+
+        The arrays `logits`, `teacher` and `reference` are overwritten.
+        """
+        teacher_CV = self.teacher.logprobs(tokens, temperature, scratch, "teacher")
+        teacher_C = _pick(teacher_CV, ids_C)
         if self.reference is None:
-            return teacher_CV.sub_(teacher_norm_C.unsqueeze(-1)), TokenScores(teacher_C, None, None)
-        reference_CV = self.reference.logits(tokens, temperature)
-        reference_norm_C = reference_CV.logsumexp(-1)
-        reference_C = _pick(reference_CV, ids_C) - reference_norm_C
-        scale = self.reward_scale
-        mixed_CV = teacher_CV.mul_(scale).add_(reference_CV, alpha=1 - scale)
-        mixed_norm_C = mixed_CV.logsumexp(-1)
-        partition_C = mixed_norm_C - scale * teacher_norm_C - (1 - scale) * reference_norm_C
-        return mixed_CV.sub_(mixed_norm_C.unsqueeze(-1)), TokenScores(teacher_C, reference_C, partition_C)
+            return teacher_CV, TokenScores(teacher_C, None, None)
+        reference_CV = self.reference.logprobs(tokens, temperature, scratch, "reference")
+        reference_C = _pick(reference_CV, ids_C)
+        mixed_CV = teacher_CV.mul_(self.reward_scale).add_(reference_CV, alpha=1 - self.reward_scale)
+        target_CV = torch.log_softmax(mixed_CV, -1, out=scratch.array("logits", mixed_CV.shape, mixed_CV))
+        partition_C = mixed_CV.amax(-1) - target_CV.amax(-1)
+        return target_CV, TokenScores(teacher_C, reference_C, partition_C)
 
     def score(self, ids_T: Tensor, temperature: float) -> TokenScores:
         """Log-probs of `ids_T` under teacher and reference, and log Z_λ, in chunks."""
+        scratch = Scratch()
         parts = [
-            self.chunk(ids_T[tokens], tokens, temperature)[1]
+            self.chunk(ids_T[tokens], tokens, temperature, scratch)[1]
             for tokens in token_chunks(self.tokens, self.teacher.head_VD.shape[0])
         ]
         return join_scores(parts)
@@ -107,18 +148,18 @@ def join_scores(parts: list[TokenScores]) -> TokenScores:
 @torch.no_grad()
 def linear_logprobs(projection: Projection, ids_T: Tensor, temperature: float) -> Tensor:
     """Log-prob of each id under softmax(hidden·headᵀ / temperature); float32 [T], no gradient."""
-    parts = []
-    for tokens in token_chunks(len(ids_T), projection.head_VD.shape[0]):
-        logits_CV = projection.logits(tokens, temperature)
-        parts.append(_pick(logits_CV, ids_T[tokens]) - logits_CV.logsumexp(-1))
+    scratch = Scratch()
+    parts = [
+        _pick(projection.logprobs(tokens, temperature, scratch, "own"), ids_T[tokens])
+        for tokens in token_chunks(len(ids_T), projection.head_VD.shape[0])
+    ]
     return torch.cat(parts) if parts else ids_T.new_zeros(0, dtype=torch.float32)
 
 
 def linear_loss(projection: Projection, chunk_loss: ChunkLoss, temperature: float) -> Tensor:
     """Sum of `chunk_loss` over all tokens, differentiable in the hidden states and (if it wants) the head.
 
-    `chunk_loss` is called once per chunk, in order, with log-probs it may overwrite. Its gradient is applied at
-    once; the backward pass only multiplies.
+    `chunk_loss` is called once per chunk, in order. Its gradient is applied at once; the backward pass only multiplies.
     """
     return _LinearLoss.apply(projection.hidden_TD, projection.head_VD, chunk_loss, temperature)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -132,10 +173,11 @@ class _LinearLoss(torch.autograd.Function):
         hidden_grad_TD = torch.empty_like(hidden_TD)
         head_grad_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
+        scratch = Scratch()
         for tokens in token_chunks(len(hidden_TD), len(head_VD)):
-            logits_CV = projection.logits(tokens, temperature)
-            logprobs_CV = logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
-            loss_C, grad_CV = chunk_loss(logprobs_CV, tokens)
+            logprobs_CV = projection.logprobs(tokens, temperature, scratch, "own")
+            probs_CV = torch.exp(logprobs_CV, out=scratch.array("probs", logprobs_CV.shape, logprobs_CV))
+            loss_C, grad_CV = chunk_loss(Chunk(tokens, logprobs_CV, probs_CV, scratch))
             total += loss_C.sum(dtype=torch.float64)
             grad_CV = (grad_CV if temperature == 1 else grad_CV.div_(temperature)).to(hidden_TD.dtype)
             torch.mm(grad_CV, projection.head_VD, out=hidden_grad_TD[tokens])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gopd import objective
-from gopd.logprobs import Projection, Target, TokenScores, join_scores, linear_logprobs
+from gopd.logprobs import Chunk, Projection, Target, TokenScores, join_scores, linear_logprobs
 from gopd.packing import Packed
 from gopd.recipe import CorrectionSection, ObjectiveSection
 from gopd.types import Scores, TokenReport, TokenTerms
@@ -49,11 +49,13 @@ class MicroBatchLoss:
             train_T = linear_logprobs(detached, self.packed.targets_T, self.temperature)
             self._sequence_T = self._correct(train_T, slice(None))
 
-    def __call__(self, logprobs_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Weighted loss [C] of a chunk of tokens and its gradient with respect to their logits [C, V]."""
+        tokens, logprobs_CV = chunk.tokens, chunk.logprobs_CV
         ids_C = self.packed.targets_T[tokens]
         student_C = logprobs_CV.gather(-1, ids_C.unsqueeze(-1)).squeeze(-1)
-        seen = _Seen(student_C, objective.entropy(logprobs_CV))
+        work_CV = chunk.scratch.array("logits", logprobs_CV.shape, logprobs_CV)
+        seen = _Seen(student_C, objective.entropy(logprobs_CV, chunk.probs_CV, out=work_CV))
         self._seen.append(seen)
         weight_C = self.weight_T[tokens]
         if self._sampler_T is not None:
@@ -61,33 +63,29 @@ class MicroBatchLoss:
             weight_C = weight_C * seen.correction_C
         if self.target is None:
             seen.advantage_C = self._constant_T[tokens] - self._own_T[tokens] * student_C
-            return objective.policy_gradient(logprobs_CV, ids_C, weight_C * seen.advantage_C)
-        target_CV, seen.scores = self.target.chunk(ids_C, tokens, self.temperature)
-        return self._against(target_CV, logprobs_CV, ids_C, weight_C, tokens, seen)
+            return objective.policy_gradient(chunk.probs_CV, student_C, ids_C, weight_C * seen.advantage_C)
+        return self._against(self.target, chunk, ids_C, weight_C, seen)
 
     def _against(
-        self,
-        target_CV: Tensor,
-        logprobs_CV: Tensor,
-        ids_C: Tensor,
-        weight_C: Tensor,
-        tokens: slice,
-        seen: _Seen,
+        self, target: Target, chunk: Chunk, ids_C: Tensor, weight_C: Tensor, seen: _Seen
     ) -> tuple[Tensor, Tensor]:
-        assert seen.scores is not None
+        target_CV, seen.scores = target.chunk(ids_C, chunk.tokens, self.temperature, chunk.scratch)
         partition_C = seen.scores.log_partition_T
         partition_C = torch.zeros_like(seen.student_C) if partition_C is None else partition_C
         target_C = target_CV.gather(-1, ids_C.unsqueeze(-1)).squeeze(-1)
-        seen.advantage_C = target_C + partition_C - seen.student_C + self._constant_T[tokens]
+        seen.advantage_C = target_C + partition_C - seen.student_C + self._constant_T[chunk.tokens]
+        whole = (chunk.logprobs_CV, chunk.probs_CV, target_CV)
         if self.objective.estimator == "sampled":
-            mean_C = objective.mean_advantage(logprobs_CV, target_CV, partition_C)
+            mean_C = objective.mean_advantage(*whole, partition_C)
             seen.kl_C = partition_C - mean_C
             seen.advantage_C = seen.advantage_C - mean_C
-            return objective.policy_gradient(logprobs_CV, ids_C, weight_C * seen.advantage_C)
+            return objective.policy_gradient(
+                chunk.probs_CV, seen.student_C, ids_C, weight_C * seen.advantage_C
+            )
         if self.objective.estimator == "full":
-            seen.kl_C, gradient_CV = objective.reverse_kl(logprobs_CV, target_CV)
+            seen.kl_C, gradient_CV = objective.reverse_kl(*whole)
         else:
-            seen.kl_C, gradient_CV = objective.topk_reverse_kl(logprobs_CV, target_CV, self.objective.top_k)
+            seen.kl_C, gradient_CV = objective.topk_reverse_kl(*whole, self.objective.top_k)
         return weight_C * seen.kl_C, gradient_CV.mul_(weight_C.unsqueeze(-1))
 
     def _correction(self, student_C: Tensor, tokens: slice) -> Tensor:

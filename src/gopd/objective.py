@@ -10,7 +10,8 @@ Eqs. 11–14; their Eq. 14 prints the descent coefficient, here everything is an
 
 Three estimators of the gradient of −KL(S ‖ q_λ) are here, each with its gradient in closed form so that a chunk
 of logits can be used up and forgotten: `policy_gradient`, `reverse_kl`, `topk_reverse_kl`. They return the
-per-token *loss* (for descent) and its gradient with respect to the student's log-softmax inputs.
+per-token *loss* (for descent) and its gradient with respect to the student's log-softmax inputs, and use up the
+tensors [T, V] that they are given, so that they need no memory of their own.
 
 Suffixes: `_T` tokens, `_V` vocabulary. Log-probs are natural logarithms of temperature-scaled logits.
 """
@@ -62,61 +63,76 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def policy_gradient(logprobs_TV: Tensor, ids_T: Tensor, advantage_T: Tensor) -> tuple[Tensor, Tensor]:
-    """`sampled`: loss −A·ℓ_S of each sampled token and its gradient A·(S − onehot).
+def policy_gradient(
+    probs_TV: Tensor, logprobs_T: Tensor, ids_T: Tensor, advantage_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sampled`: loss −A·ℓ_S of each sampled token and its gradient A·(S − onehot), written over `probs_TV`.
 
-    The advantage is a constant. Averaged over ids drawn from S, with A from `advantages`, the gradient is that of
-    KL(S ‖ q_λ): the expectation of ∇ℓ_S is zero, so any per-position constant in A drops out.
+    `logprobs_T` are the sampled tokens' own. The advantage is a constant. Averaged over ids drawn from S, with A from
+    `advantages`, the gradient is that of KL(S ‖ q_λ): the expectation of ∇ℓ_S is zero, so any per-position constant
+    in A drops out.
     """
-    index_T1 = ids_T.unsqueeze(-1)
-    loss_T = -advantage_T * logprobs_TV.gather(-1, index_T1).squeeze(-1)
-    gradient_TV = logprobs_TV.exp().mul_(advantage_T.unsqueeze(-1))
-    gradient_TV.scatter_add_(-1, index_T1, -advantage_T.unsqueeze(-1))
-    return loss_T, gradient_TV
+    gradient_TV = probs_TV.mul_(advantage_T.unsqueeze(-1))
+    gradient_TV.scatter_add_(-1, ids_T.unsqueeze(-1), -advantage_T.unsqueeze(-1))
+    return -advantage_T * logprobs_T, gradient_TV
 
 
-def reverse_kl(logprobs_TV: Tensor, target_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """`full`: KL(S ‖ q) per token and its gradient S·(log S − log q − KL). Both inputs are normalised log-probs."""
-    gap_TV = logprobs_TV - target_TV
-    probs_TV = logprobs_TV.exp()
-    kl_T = torch.linalg.vecdot(probs_TV, gap_TV)
-    gradient_TV = gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(probs_TV)
-    return kl_T, gradient_TV
+def reverse_kl(logprobs_TV: Tensor, probs_TV: Tensor, target_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """`full`: KL(S ‖ q) per token and its gradient S·(log S − log q − KL).
+
+    Log-probs are normalised. The gradient takes the place of `logprobs_TV`; `target_TV` is overwritten.
+    """
+    gap_TV = logprobs_TV.sub_(target_TV)
+    kl_T = torch.mul(probs_TV, gap_TV, out=target_TV).sum(-1)
+    return kl_T, gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(probs_TV)
 
 
-def topk_reverse_kl(logprobs_TV: Tensor, target_TV: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def topk_reverse_kl(
+    logprobs_TV: Tensor, probs_TV: Tensor, target_TV: Tensor, top_k: int
+) -> tuple[Tensor, Tensor]:
     """`topk`: reverse KL over the student's k likeliest tokens and one bucket for all others.
 
     A divergence between two distributions over k+1 outcomes: never negative, zero where they agree, and at most
-    `reverse_kl` (data processing inequality). With k ≥ V−1 it *is* `reverse_kl`.
+    `reverse_kl` (data processing inequality). With k ≥ V−1 it *is* `reverse_kl`. The gradient takes the place of
+    `logprobs_TV` or `target_TV`; the other is overwritten.
     """
     vocabulary = logprobs_TV.shape[-1]
     if top_k >= vocabulary - 1:
-        return reverse_kl(logprobs_TV, target_TV)
+        return reverse_kl(logprobs_TV, probs_TV, target_TV)
     own_TK, index_TK = logprobs_TV.topk(top_k, dim=-1)
     gap_TK = own_TK - target_TV.gather(-1, index_TK)
     own_rest_T1 = _log_rest(logprobs_TV, index_TK)
     tail_gap_T1 = own_rest_T1 - _log_rest(target_TV, index_TK)
     kl_T = torch.linalg.vecdot(own_TK.exp(), gap_TK) + (own_rest_T1.exp() * tail_gap_T1).squeeze(-1)
-    bucket_gap_TV = tail_gap_T1.expand_as(logprobs_TV).scatter(-1, index_TK, gap_TK)
-    return kl_T, bucket_gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(logprobs_TV.exp())
+    bucket_gap_TV = target_TV.copy_(tail_gap_T1).scatter_(-1, index_TK, gap_TK)
+    return kl_T, bucket_gap_TV.sub_(kl_T.unsqueeze(-1)).mul_(probs_TV)
 
 
 def _log_rest(logprobs_TV: Tensor, index_TK: Tensor) -> Tensor:
-    """Log-prob of all tokens but the given ones, summed from the tokens themselves: 1 − Σ_k would cancel. [T, 1]."""
-    return logprobs_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
+    """Log-prob of all tokens but the given ones, [T, 1]; uses up `logprobs_TV`.
+
+    Summed from the tokens themselves: 1 − Σ_k would cancel.
+    """
+    rest_TV = logprobs_TV.scatter_(-1, index_TK, -torch.inf)
+    highest_T1 = rest_TV.amax(-1, keepdim=True)
+    return rest_TV.sub_(highest_T1).exp_().sum(-1, keepdim=True).log() + highest_T1
 
 
-def mean_advantage(logprobs_TV: Tensor, target_TV: Tensor, log_partition_T: Tensor) -> Tensor:
-    """E_S[A] = log Z_λ − KL(S ‖ q_λ), the control variate of `sampled`. `target_TV` is log q_λ, normalised."""
-    kl_T: Tensor = torch.linalg.vecdot(logprobs_TV.exp(), logprobs_TV - target_TV)
+def mean_advantage(
+    logprobs_TV: Tensor, probs_TV: Tensor, target_TV: Tensor, log_partition_T: Tensor
+) -> Tensor:
+    """E_S[A] = log Z_λ − KL(S ‖ q_λ), the control variate of `sampled`.
+
+    `target_TV` is log q_λ, normalised; it is overwritten.
+    """
+    gap_TV = torch.sub(logprobs_TV, target_TV, out=target_TV)
+    kl_T = gap_TV.mul_(probs_TV).sum(-1)
     return log_partition_T - kl_T
 
 
-def entropy(logprobs_TV: Tensor) -> Tensor:
-    """−Σ_v S log S per token, in nats."""
-    negative_T: Tensor = torch.linalg.vecdot(logprobs_TV.exp(), logprobs_TV)
-    return -negative_T
+def entropy(logprobs_TV: Tensor, probs_TV: Tensor, out: Tensor | None = None) -> Tensor:
+    """−Σ_v S log S per token, in nats; the summands are left in `out` where it is given."""
+    return -torch.mul(logprobs_TV, probs_TV, out=out).sum(-1)
 
 
 def correction_weights(
