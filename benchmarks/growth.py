@@ -14,12 +14,13 @@ from step import SPARE, WORK, arithmetic, gopd_command, gopd_recipe, interleaved
 
 PHASES = ("sample", "score", "update")
 ROUNDS = 2
+TEACHER_ROUNDS = 5
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     tiny = models.endless("tiny", models.tiny())
     lengths = (16, 64) if quick else (64, 256, 1024, 4096)
-    batches = (16, 64) if quick else (16, 64, 256, 1024)
+    batches = (16, 64) if quick else (32, 128, 512)
     return {
         "response length": {n: steps(tiny, 4, n)["step"] for n in lengths},
         "batch": {n: steps(tiny, n, 32)["step"] for n in batches},
@@ -36,28 +37,32 @@ def steps(student: Path, batch: int, tokens: int, **variants: list[str]) -> dict
     for name, overrides in variants.items():
         recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, ROUNDS + SPARE))
         commands[name] = gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
-    return medians(commands)
+    return medians(commands, ROUNDS)
 
 
 def teachers(student: Path, counts: tuple[int, ...], batch: int, tokens: int) -> dict[str, Any]:
     """The same rows, spread over so many teachers; all of them different folders."""
     commands = {}
     for count in counts:
-        rows = write_rows(arithmetic(batch * (ROUNDS + SPARE)), routes=[f"t{i}" for i in range(count)])
-        recipe = gopd_recipe(f"teachers {count}", student, student, rows, (batch, tokens, ROUNDS + SPARE))
+        rows = write_rows(
+            arithmetic(batch * (TEACHER_ROUNDS + SPARE)), routes=[f"t{i}" for i in range(count)]
+        )
+        recipe = gopd_recipe(
+            f"teachers {count}", student, student, rows, (batch, tokens, TEACHER_ROUNDS + SPARE)
+        )
         tree = yaml.safe_load(recipe.read_text())
         tree["teachers"] = {f"t{i}": {"model": str(copy_of(student, i))} for i in range(count)}
         recipe.write_text(yaml.safe_dump(tree))
         commands[str(count)] = gopd_command(recipe)
-    return medians(commands)
+    return medians(commands, TEACHER_ROUNDS)
 
 
-def medians(commands: dict[str, list[str | Path]]) -> dict[str, Any]:
+def medians(commands: dict[str, list[str | Path]], rounds: int) -> dict[str, Any]:
     """Median seconds per phase and of the whole step, their steps in turn."""
     return {
         name: {phase: median(a[f"seconds/{phase}"] for a in mine) for phase in PHASES}
         | {"step": median(a["seconds"] for a in mine)}
-        for name, mine in interleaved(commands, ROUNDS).items()
+        for name, mine in interleaved(commands, rounds).items()
     }
 
 

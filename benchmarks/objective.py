@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gopd.logprobs import Projection, Target, linear_loss
 from gopd.loss import MicroBatchLoss
-from gopd.memory import peak_memory_gb, restart_peak
+from gopd.memory import keep_freed_memory, peak_memory_gb, restart_peak
 from gopd.packing import pack
 from gopd.recipe import CorrectionSection, ObjectiveSection
 from gopd.types import Scores, TokenTerms
@@ -23,6 +23,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "sampled, control variate": {"control_variate": True},
     "topk": {"estimator": "topk"},
     "full": {"estimator": "full"},
+    "full, λ = 1.25": {"estimator": "full", "reward_scale": 1.25},
 }
 WIDTH = 256
 
@@ -42,13 +43,15 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
 
 def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int = 2) -> dict[str, Any]:
     """Forward and backward of `tokens` tokens; memory above the inputs and their gradients."""
+    keep_freed_memory()
     torch.manual_seed(0)
     hidden_TD, head_VD = torch.randn(tokens, WIDTH), torch.randn(vocabulary, WIDTH) / WIDTH**0.5
     ids = torch.randint(vocabulary, (tokens,)).tolist()
     packed = pack([[0]], [ids], CPU)
-    objective = ObjectiveSection(reward_scale=1.0, **settings)
-    whole = bool(settings)
-    target = Target(Projection(hidden_TD.roll(1, 0), head_VD), None, 1.0) if whole else None
+    objective = ObjectiveSection(**{"reward_scale": 1.0} | settings)
+    whole, scale = bool(settings), objective.reward_scale
+    reference = Projection(hidden_TD.roll(2, 0), head_VD) if scale != 1 else None
+    target = Target(Projection(hidden_TD.roll(1, 0), head_VD), reference, scale) if whole else None
 
     def once() -> Tensor:
         scores = [Scores("t", 1.0, torch.zeros(tokens), teacher_hidden_RD=hidden_TD if whole else None)]

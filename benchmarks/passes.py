@@ -1,4 +1,4 @@
-"""Scoring and update of packed ragged rows against padded Transformers, and against the machine's limit."""
+"""Scoring and update of packed ragged rows against padded Transformers, and against products alone, in turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import models
 import numpy as np
 import torch
-from limits import CPU, load, product_rate
+from bare import CPU, sustained_products
+from limits import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -37,22 +38,28 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     learner = make_learner(folder, model)
     terms = [TokenTerms(torch.full((len(r.response_ids),), -5.0), 1.0) for r in rollouts]
     scores = [Scores("teacher", 1.0, torch.full((len(r.response_ids),), -5.0)) for r in rollouts]
+    prompts, responses = [len(r.prompt_ids) for r in rollouts], [len(r.response_ids) for r in rollouts]
+    cost, config = ModelCost.of(model), model.module.config
+    work = {
+        "scoring": cost.forward(prompts, responses).flops,
+        "update": cost.update(prompts, responses).flops,
+    }
+    shape = (2048, config.hidden_size, config.intermediate_size)
+    rates: list[float] = []
     calls: dict[str, Callable[[], object]] = {
+        "products alone": lambda: rates.append(sustained_products(*shape, work["update"])),
         "scoring, packed": lambda: packed_logprobs(model, rollouts),
         "scoring, padded Transformers": lambda: padded_logprobs(plain, rollouts),
         "update, packed": lambda: learner.update(rollouts, scores, terms),
         "update, padded Transformers": padded_update(plain, rollouts),
     }
     seconds = in_turn(calls, rounds=2 if quick else 3)
-    prompts, responses = [len(r.prompt_ids) for r in rollouts], [len(r.response_ids) for r in rollouts]
-    cost = ModelCost.of(model)
-    work = {
-        "scoring": cost.forward(prompts, responses).flops,
-        "update": cost.update(prompts, responses).flops,
+    del seconds["products alone"]
+    rates = rates[1:]
+    shares = {
+        name: median(work[name.split(",")[0]] / r / s for r, s in zip(rates, values, strict=True))
+        for name, values in seconds.items()
     }
-    hidden, inner = model.module.config.hidden_size, model.module.config.intermediate_size
-    rate = product_rate(2048, hidden, inner, 1.0)
-    shares = {name: work[name.split(",")[0]] / rate / median(values) for name, values in seconds.items()}
     for name, share in shares.items():
         print(f"  {name}: {median(seconds[name]):.2f} s, {share:.0%} of the limit", flush=True)
     return {
@@ -60,7 +67,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         "prompts": prompts,
         "responses": responses,
         "flops": work,
-        "rate": rate,
+        "rates": rates,
         "seconds": seconds,
         "share": shares,
     }

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import platform
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -73,11 +74,23 @@ def machine() -> dict[str, str | int]:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     } | {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """What was measured: the commit, with a mark when package or benchmarks differ from it; empty without git."""
+    git = ["git", "-C", str(models.ROOT)]
+    found = subprocess.run(
+        [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changes = [*git, "diff", "--quiet", "HEAD", "--", "src", "benchmarks", ":!benchmarks/results"]
+    changed = found.returncode == 0 and subprocess.run(changes, check=False).returncode != 0
+    return found.stdout.strip() + " with changes" * changed
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Every row draws exactly as many tokens as asked for, so all engines do the same useful work. `gopd` is the embedded
 sampler. `generate` is Transformers with a dynamic cache, `generate-static` with a static cache; both decode until the
-longest row is done, as they must. `vllm` needs an environment that has it.
+longest row is done, as they must. `vllm` needs an environment that has it. `products` and `attention` draw nothing:
+they are what sampling cannot do without, for rows of equal lengths.
 """
 
 from __future__ import annotations
@@ -104,11 +105,30 @@ def vllm_engine(folder: str) -> Draw:
     return draw
 
 
+def floor_engine(name: str, folder: str) -> Draw:
+    import bare
+    from limits import load
+
+    from gopd.memory import keep_freed_memory
+
+    keep_freed_memory()
+    model = load(Path(folder))
+    call = {"products": bare.sampling_products, "attention": bare.sampling_attention}[name]
+
+    def draw(prompts: Rows, lengths: list[int]) -> None:
+        assert len(set(lengths)) == 1
+        call(model, [len(p) for p in prompts], lengths[0])
+
+    return draw
+
+
 ENGINES: dict[str, Callable[[str], Draw]] = {
     "gopd": gopd_engine,
     "generate": generate_engine,
     "generate-static": lambda folder: generate_engine(folder, cache_implementation="static"),
     "vllm": vllm_engine,
+    "products": lambda folder: floor_engine("products", folder),
+    "attention": lambda folder: floor_engine("attention", folder),
 }
 
 
