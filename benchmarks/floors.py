@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +32,16 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     needed = products_only.update(lengths, responses).flops
     rate = sustained_products(2048, config.hidden_size, config.intermediate_size, needed)
 
-    def least(call: Callable[[], None], times: int = 2) -> float:
-        return min(seconds(call) for _ in range(times))
-
+    sampling_products(model, lengths, 2)  # memory
     products = {
-        "sample": least(lambda: sampling_products(model, lengths, case.tokens)),
+        "sample": seconds(lambda: sampling_products(model, lengths, case.tokens)),
         "score": products_only.forward(lengths, responses).flops / rate,
         "update": needed / rate,
     }
     attention = {
-        "sample": least(lambda: sampling_attention(model, lengths, case.tokens)),
-        "score": least(lambda: packed_attention(model, whole, backward=False)),
-        "update": least(lambda: packed_attention(model, whole, backward=True)),
+        "sample": seconds(lambda: sampling_attention(model, lengths, case.tokens)),
+        "score": seconds(lambda: packed_attention(model, whole, backward=False)),
+        "update": seconds(lambda: packed_attention(model, whole, backward=True)),
     }
     for what, phases in (("products", products), ("attention", attention)):
         figures = ", ".join(f"{phase} {value:.3f} s" for phase, value in phases.items())

@@ -20,7 +20,7 @@ TEACHER_ROUNDS = 5
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     tiny = models.endless("tiny", models.tiny())
     lengths = (16, 64) if quick else (64, 256, 1024, 4096)
-    batches = (16, 64) if quick else (32, 128, 512)
+    batches = (16, 64) if quick else (16, 64, 256)
     return {
         "response length": {n: steps(tiny, 4, n)["step"] for n in lengths},
         "batch": {n: steps(tiny, n, 32)["step"] for n in batches},

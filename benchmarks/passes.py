@@ -53,7 +53,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
         "update, packed": lambda: learner.update(rollouts, scores, terms),
         "update, padded Transformers": padded_update(plain, rollouts),
     }
-    seconds = in_turn(calls, rounds=2 if quick else 3)
+    seconds = in_turn(calls, rounds=2)
     del seconds["products alone"]
     rates = rates[1:]
     shares = {

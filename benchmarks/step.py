@@ -38,7 +38,7 @@ class Case:
     tokens: int
     endless: bool
     teams: Sequence[Sequence[str]]
-    rounds: int = 3
+    rounds: int = 2
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
