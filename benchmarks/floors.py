@@ -32,7 +32,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     needed = products_only.update(lengths, responses).flops
     rate = sustained_products(2048, config.hidden_size, config.intermediate_size, needed)
 
-    sampling_products(model, lengths, 2)  # memory
+    sampling_products(model, lengths, 2)  # the first time pays for memory
     products = {
         "sample": seconds(lambda: sampling_products(model, lengths, case.tokens)),
         "score": products_only.forward(lengths, responses).flops / rate,

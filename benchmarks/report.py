@@ -227,6 +227,8 @@ def plot(growth: Results, objective: Sequence[Mapping[str, Any]]) -> None:
         last = growth[what][str(sizes[-1])]["step"]
         axis.plot(sizes, [last * (n / sizes[-1]) ** slope for n in sizes], "k:", label=f"slope {slope}")
         axis.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds")
+        axis.set_xticks(sizes, labels=map(str, sizes))
+        axis.set_xticks([], minor=True)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     axis = axes[1, 1]

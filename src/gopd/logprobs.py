@@ -68,10 +68,12 @@ class Projection:
     def logits(self, tokens: slice, temperature: float, out: Tensor | None = None) -> Tensor:
         """Logits [C, V] of some tokens, in float32, divided by the temperature; written to `out` where it is given."""
         hidden_CD, head_VD = self.hidden_TD[tokens], self.head_VD.to(self.hidden_TD.dtype)
-        if out is not None and out.dtype == hidden_CD.dtype:
+        if out is None:
+            logits_CV = wide(hidden_CD @ head_VD.T)
+        elif out.dtype == hidden_CD.dtype:
             logits_CV = torch.mm(hidden_CD, head_VD.T, out=out)
         else:
-            logits_CV = wide(hidden_CD @ head_VD.T)
+            logits_CV = out.copy_(hidden_CD @ head_VD.T)
         return logits_CV if temperature == 1 else logits_CV.div_(temperature)
 
     @torch.no_grad()
@@ -80,6 +82,15 @@ class Projection:
         shape = (len(self.hidden_TD[tokens]), len(self.head_VD))
         logits_CV = self.logits(tokens, temperature, scratch.array("logits", shape, self.hidden_TD))
         return torch.log_softmax(logits_CV, -1, out=scratch.array(name, shape, self.hidden_TD))
+
+
+def chunks(projection: Projection, temperature: float) -> Iterator[Chunk]:
+    """The student's tokens chunk by chunk; each one is overwritten by the next."""
+    scratch = Scratch()
+    for tokens in token_chunks(len(projection.hidden_TD), len(projection.head_VD)):
+        logprobs_CV = projection.logprobs(tokens, temperature, scratch, "own")
+        probs_CV = torch.exp(logprobs_CV, out=scratch.array("probs", logprobs_CV.shape, logprobs_CV))
+        yield Chunk(tokens, logprobs_CV, probs_CV, scratch)
 
 
 @dataclass(slots=True)
@@ -173,19 +184,16 @@ class _LinearLoss(torch.autograd.Function):
         hidden_grad_TD = torch.empty_like(hidden_TD)
         head_grad_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
-        scratch = Scratch()
-        for tokens in token_chunks(len(hidden_TD), len(head_VD)):
-            logprobs_CV = projection.logprobs(tokens, temperature, scratch, "own")
-            probs_CV = torch.exp(logprobs_CV, out=scratch.array("probs", logprobs_CV.shape, logprobs_CV))
-            loss_C, grad_CV = chunk_loss(Chunk(tokens, logprobs_CV, probs_CV, scratch))
+        for chunk in chunks(projection, temperature):
+            loss_C, grad_CV = chunk_loss(chunk)
             total += loss_C.sum(dtype=torch.float64)
             grad_CV = (grad_CV if temperature == 1 else grad_CV.div_(temperature)).to(hidden_TD.dtype)
-            torch.mm(grad_CV, projection.head_VD, out=hidden_grad_TD[tokens])
+            torch.mm(grad_CV, projection.head_VD, out=hidden_grad_TD[chunk.tokens])
             if head_grad_VD is not None:
                 if head_grad_VD.dtype == grad_CV.dtype:
-                    head_grad_VD.addmm_(grad_CV.T, hidden_TD[tokens])
+                    head_grad_VD.addmm_(grad_CV.T, hidden_TD[chunk.tokens])
                 else:
-                    head_grad_VD += grad_CV.T @ hidden_TD[tokens]
+                    head_grad_VD += grad_CV.T @ hidden_TD[chunk.tokens]
         ctx.gradients = (hidden_grad_TD, head_grad_VD)
         return total
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gopd.logprobs import Scratch, token_chunks
+from gopd.logprobs import chunks
 from gopd.model import LanguageModel
 from gopd.objective import reverse_kl
 from gopd.packing import pack
@@ -143,11 +143,10 @@ def exact_kl(
         packed = pack([r.prompt_ids for r in batch], [r.response_ids for r in batch], student.device)
         projection = student.project(packed)
         parts: list[Tensor] = []
-        scratch = Scratch()
-        for tokens in token_chunks(target.tokens, len(projection.head_VD)):
-            student_CV = projection.logprobs(tokens, temperature, scratch, "own")
-            target_CV, _ = target.chunk(packed.targets_T[tokens], tokens, temperature, scratch)
-            parts.append(reverse_kl(student_CV, student_CV.exp(), target_CV)[0])
+        for chunk in chunks(projection, temperature):
+            ids_C = packed.targets_T[chunk.tokens]
+            target_CV, _ = target.chunk(ids_C, chunk.tokens, temperature, chunk.scratch)
+            parts.append(reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV)[0])
         for i, kl_R in zip(rows, packed.split(torch.cat(parts)), strict=True):
             sums[i] = float(kl_R.sum())
     return sums
