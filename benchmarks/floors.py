@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bare import packed_attention, sampling_attention, sampling_products, seconds, sustained_products
+from bare import packed_attention, packed_products, sampling_attention, sampling_products, seconds
 from limits import load
 from step import Case, cases
 
-from gopd.cost import ModelCost
 from gopd.memory import keep_freed_memory
 from gopd.recipe import View
 from gopd.types import Prompt
@@ -18,7 +18,7 @@ from gopd.views import render
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
-    """Seconds by phase; responses that may end earlier are taken to be whole."""
+    """Seconds by phase, medians over rounds; responses that may end earlier are taken to be whole."""
     keep_freed_memory()
     return {name: measure(name, case) for name, case in cases(quick, gsm8k).items()}
 
@@ -28,25 +28,28 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     lengths = [len(ids) for ids in render(View(), prompts(case), model.tokenizer)]
     responses = [case.tokens] * case.batch
     whole = [p + r - 1 for p, r in zip(lengths, responses, strict=True)]
-    config, products_only = model.module.config, replace(ModelCost.of(model), attention=0)
-    needed = products_only.update(lengths, responses).flops
-    rate = sustained_products(2048, config.hidden_size, config.intermediate_size, needed)
-
+    tokens, predicted = sum(whole), sum(responses)
+    calls: dict[str, dict[str, Callable[[], object]]] = {
+        "products": {
+            "sample": lambda: sampling_products(model, lengths, case.tokens),
+            "score": lambda: packed_products(model, tokens, predicted, backward=False),
+            "update": lambda: packed_products(model, tokens, predicted, backward=True),
+        },
+        "attention": {
+            "sample": lambda: sampling_attention(model, lengths, case.tokens),
+            "score": lambda: packed_attention(model, whole, backward=False),
+            "update": lambda: packed_attention(model, whole, backward=True),
+        },
+    }
     sampling_products(model, lengths, 2)  # the first time pays for memory
-    products = {
-        "sample": seconds(lambda: sampling_products(model, lengths, case.tokens)),
-        "score": products_only.forward(lengths, responses).flops / rate,
-        "update": needed / rate,
+    found = {
+        what: {phase: median(seconds(call) for _ in range(case.rounds)) for phase, call in phases.items()}
+        for what, phases in calls.items()
     }
-    attention = {
-        "sample": seconds(lambda: sampling_attention(model, lengths, case.tokens)),
-        "score": seconds(lambda: packed_attention(model, whole, backward=False)),
-        "update": seconds(lambda: packed_attention(model, whole, backward=True)),
-    }
-    for what, phases in (("products", products), ("attention", attention)):
+    for what, phases in found.items():
         figures = ", ".join(f"{phase} {value:.3f} s" for phase, value in phases.items())
         print(f"  {name}, {what}: {figures}", flush=True)
-    return {"products": products, "attention": attention, "gflops": rate / 1e9}
+    return found
 
 
 def prompts(case: Case) -> list[Prompt]:

@@ -22,39 +22,35 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     lengths = (16, 64) if quick else (64, 256, 1024, 4096)
     batches = (16, 64) if quick else (16, 64, 256)
     return {
-        "response length": {n: steps(tiny, 4, n)["step"] for n in lengths},
-        "batch": {n: steps(tiny, n, 32)["step"] for n in batches},
+        "response length": {n: steps(tiny, 4, n) for n in lengths},
+        "batch": {n: steps(tiny, n, 32) for n in batches},
         "teachers": teachers(tiny, (1, 4) if quick else (1, 2, 4, 8), 64, 32),
     }
 
 
-def steps(student: Path, batch: int, tokens: int, **variants: list[str]) -> dict[str, Any]:
-    """Median seconds per phase of each variant, a list of overrides; their steps in turn."""
-    variants = variants or {"step": []}
-    rows = write_rows(arithmetic(batch * (ROUNDS + SPARE)))
-    teacher = models.other(student.name, student)
-    commands = {}
-    for name, overrides in variants.items():
-        recipe = gopd_recipe(f"growth {name}", student, teacher, rows, (batch, tokens, ROUNDS + SPARE))
-        commands[name] = gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
-    return medians(commands, ROUNDS)
+def steps(student: Path, batch: int, tokens: int) -> Any:
+    """Median seconds per phase."""
+    return medians({"step": command(student, 1, (batch, tokens, ROUNDS))}, ROUNDS)["step"]
 
 
 def teachers(student: Path, counts: tuple[int, ...], batch: int, tokens: int) -> dict[str, Any]:
-    """The same rows, spread over so many teachers; all of them different folders."""
-    commands = {}
-    for count in counts:
-        rows = write_rows(
-            arithmetic(batch * (TEACHER_ROUNDS + SPARE)), routes=[f"t{i}" for i in range(count)]
-        )
-        recipe = gopd_recipe(
-            f"teachers {count}", student, student, rows, (batch, tokens, TEACHER_ROUNDS + SPARE)
-        )
-        tree = yaml.safe_load(recipe.read_text())
-        tree["teachers"] = {f"t{i}": {"model": str(copy_of(student, i))} for i in range(count)}
-        recipe.write_text(yaml.safe_dump(tree))
-        commands[str(count)] = gopd_command(recipe)
+    """The same rows, spread over so many teachers; their steps in turn."""
+    commands = {str(count): command(student, count, (batch, tokens, TEACHER_ROUNDS)) for count in counts}
     return medians(commands, TEACHER_ROUNDS)
+
+
+def command(student: Path, count: int, sizes: tuple[int, int, int], *overrides: str) -> list[str | Path]:
+    """Steps with `count` teachers, all of them different folders; sizes are batch, tokens, rounds."""
+    batch, tokens, rounds = sizes
+    routes = [f"t{i}" for i in range(count)]
+    rows = write_rows(arithmetic(batch * (rounds + SPARE)), routes)
+    name = " ".join([f"teachers {count}", *overrides])
+    recipe = gopd_recipe(name, student, student, rows, (batch, tokens, rounds + SPARE))
+    tree = yaml.safe_load(recipe.read_text())
+    teacher = models.other(student.name, student)
+    tree["teachers"] = {route: {"model": str(copy_of(teacher, i))} for i, route in enumerate(routes)}
+    recipe.write_text(yaml.safe_dump(tree))
+    return gopd_command(recipe, "train.tokens_per_micro_batch=16384", *overrides)
 
 
 def medians(commands: dict[str, list[str | Path]], rounds: int) -> dict[str, Any]:
@@ -68,7 +64,7 @@ def medians(commands: dict[str, list[str | Path]], rounds: int) -> dict[str, Any
 
 def copy_of(folder: Path, number: int) -> Path:
     """The same model under another name, so that it is loaded once more."""
-    copy = WORK / f"teacher-{number}"
+    copy = WORK / f"{folder.name}-{number}"
     if not copy.exists():
         shutil.copytree(folder, copy, copy_function=os.link)
     return copy

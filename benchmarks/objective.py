@@ -31,7 +31,7 @@ WIDTH = 256
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     vocabularies = [1024, 32768] if quick else [1024, 8192, 32768, 131072, 262144]
     sizes = [(512, vocabulary) for vocabulary in vocabularies]
-    sizes += [] if quick else [(count, 32768) for count in (128, 2048, 8192)]
+    sizes += [] if quick else [(count, 32768) for count in (128, 2048, 4096)]
     rows = []
     for count, vocabulary in sizes:
         for name, settings in ESTIMATORS.items():

@@ -11,7 +11,7 @@ from typing import Any
 import models
 import numpy as np
 import torch
-from bare import CPU, sustained_products
+from bare import CPU, packed_attention, packed_products, sustained_products
 from limits import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -26,6 +26,8 @@ from gopd.recipe_file import parse_recipe
 from gopd.types import Prompt, Rollout, Scores, TokenTerms
 
 BUDGET = 4096
+WARM_UP = 2
+"""Rounds that do not count: until the second update is over, much of its time goes into getting memory."""
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
@@ -47,15 +49,17 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     shape = (2048, config.hidden_size, config.intermediate_size)
     rates: list[float] = []
     calls: dict[str, Callable[[], object]] = {
-        "products alone": lambda: rates.append(sustained_products(*shape, work["update"])),
+        "limit": lambda: rates.append(sustained_products(*shape, work["update"])),
         "scoring, packed": lambda: packed_logprobs(model, rollouts),
         "scoring, padded Transformers": lambda: padded_logprobs(plain, rollouts),
         "update, packed": lambda: learner.update(rollouts, scores, terms),
         "update, padded Transformers": padded_update(plain, rollouts),
+        "scoring, products and attention alone": lambda: floor(model, prompts, responses, backward=False),
+        "update, products and attention alone": lambda: floor(model, prompts, responses, backward=True),
     }
     seconds = in_turn(calls, rounds=2)
-    del seconds["products alone"]
-    rates = rates[1:]
+    del seconds["limit"]
+    rates = rates[WARM_UP:]
     shares = {
         name: median(work[name.split(",")[0]] / r / s for r, s in zip(rates, values, strict=True))
         for name, values in seconds.items()
@@ -96,6 +100,13 @@ def make_learner(folder: Path, model: LanguageModel) -> Learner:
         }
     )
     return Learner(recipe, model, total_steps=100, aggregation="seq-mean-token-mean")
+
+
+def floor(model: LanguageModel, prompts: list[int], responses: list[int], *, backward: bool) -> None:
+    """What a pass over these rows cannot do without."""
+    packed_products(model, sum(prompts) + sum(responses) - len(prompts), sum(responses), backward=backward)
+    lengths = [p + r - 1 for p, r in zip(prompts, responses, strict=True)]
+    packed_attention(model, lengths, backward=backward)
 
 
 @torch.no_grad()
@@ -143,12 +154,12 @@ def padded_update(plain: PreTrainedModel, rollouts: list[Rollout]) -> Callable[[
 
 
 def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, after one round that does not count."""
+    """Seconds of each call, round by round, after those that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    for number in range(WARM_UP + rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if number:
+            if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -16,6 +16,7 @@ import models
 DOC = models.ROOT / "docs" / "performance.md"
 PLOT = models.ROOT / "docs" / "performance.png"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+FLOOR = "products and attention alone"
 Results = Mapping[str, Any]
 
 
@@ -86,14 +87,18 @@ def targets(results: Results) -> str:
     if "sampling" in results:
         rows += sampling_targets(results["sampling"])
     if "passes" in results:
-        share = results["passes"]["share"]["update, packed"]
-        rows.append(("update, share of the limit, ragged lengths", "≥ 75%", f"{share:.0%}"))
-    if "scale" in results:
-        ratio = results["scale"]["1.25"]["step"] / results["scale"]["1.0"]["step"]
-        rows.append(("ExOPD (λ = 1.25) step vs OPD (λ = 1) step", "≤ 1.2×", f"{ratio:.2f}×"))
+        share = results["passes"]["share"]
+        figure = f"{share['update, packed']:.0%}; {FLOOR} {share[f'update, {FLOOR}']:.0%}"
+        rows.append(("update, share of the limit, ragged lengths", "≥ 75%", figure))
+    if "roles" in results:
+        seconds = {name: phases["step"] for name, phases in results["roles"].items()}
+        ratio = {name: f"{value / seconds['plain']:.2f}×" for name, value in seconds.items()}
+        rows.append(("ExOPD (λ = 1.25) step vs OPD (λ = 1) step, SmolLM2", "≤ 1.2×", ratio["λ = 1.25"]))
+        rows.append(("8 teachers vs 1, SmolLM2", "≤ 1.05×", ratio["8 teachers"]))
     if "growth" in results:
         counts = results["growth"]["teachers"]
-        rows.append(("8 teachers vs 1", "≤ 1.05×", f"{counts['8']['step'] / counts['1']['step']:.2f}×"))
+        figure = f"{counts['8']['step'] / counts['1']['step']:.2f}×"
+        rows.append(("8 teachers vs 1, tiny family", "≤ 1.05×", figure))
     for case, measured in results.get("step", {}).items():
         if "16 prompts × 64" in case:
             answers = measured["teams"][0]["answers"]
@@ -117,16 +122,19 @@ def sampling_targets(sampling: Results) -> list[tuple[str, str, str]]:
             if engine in case["seconds"]:
                 ratio = sampling_ratio(case, engine)
                 rows.append((f"sampling vs {name}, batch {batch}", target, ratio))
-    tailed, even = (
-        next(c for name, c in cases.items() if word in name)["tokens_per_second"]["gopd"]
-        for word in ("long-tailed", "as many tokens")
-    )
-    rows.append(("sampling, long-tailed vs equal lengths", "≥ 85%", f"{tailed / even:.0%}"))
+    seconds = next(case for name, case in cases.items() if "long-tailed" in name)["seconds"]
+    figure = shares(seconds["gopd, equal lengths"], seconds["gopd"])
+    rows.append(("sampling, long-tailed vs equal lengths", "≥ 85%", figure))
     seconds = cases["batch 64, equal lengths"]["seconds"]
-    shares = [p / g for p, g in zip(seconds["products"], seconds["gopd"], strict=True)]
-    figure = f"{median(shares):.0%} ({min(shares):.0%}–{max(shares):.0%})"
+    figure = shares(seconds["products"], seconds["gopd"])
     rows.append(("sampling, share of the products-only ceiling, batch 64", "≥ 65%", figure))
     return rows
+
+
+def shares(parts: Sequence[float], wholes: Sequence[float]) -> str:
+    """What part of the second is the first, round by round."""
+    values = [part / whole for part, whole in zip(parts, wholes, strict=True)]
+    return f"{median(values):.0%} ({min(values):.0%}–{max(values):.0%})"
 
 
 def sampling_ratio(case: Results, peer: str) -> str:
@@ -166,13 +174,14 @@ def phases(answer: Mapping[str, Any]) -> str:
 
 def sampling(result: Results) -> str:
     engines = list(next(iter(result["cases"].values()))["tokens_per_second"])
-    engines += ["products"]
+    engines += ["products", "gopd, equal lengths"]
     rows = [
         (case, *(f"{rates[engine]:.0f}" if engine in rates else "" for engine in engines))
         for case, rates in ((c, m["tokens_per_second"]) for c, m in result["cases"].items())
     ]
     title = f"### Sampling, tokens per second ({result['model']})\n\n"
-    return title + table(["case", *engines[:-1], "products alone"], rows)
+    heads = [*engines[:-2], "products alone", "gopd, as many tokens in equal lengths"]
+    return title + table(["case", *heads], rows)
 
 
 def passes(result: Results) -> str:
@@ -204,6 +213,23 @@ def growth(result: Results) -> str:
     return "### Growth\n\n" + "\n".join(parts) + f"\n![how costs grow]({PLOT.name})\n"
 
 
+def compiled(result: Results) -> str:
+    rows = []
+    for model, measured in result.items():
+        timed = {f"{n}, 32 decoding steps": s for n, s in measured["decoding"].items() if n != "compiling"}
+        seconds = measured["passes"]["seconds"]
+        for name in ("scoring", "update"):
+            timed[name] = {how: seconds[f"{name}, {how}"] for how in ("as it is", "compiled")}
+        for what, both in timed.items():
+            plain, made = median(both["as it is"]), median(both["compiled"])
+            rows.append((model, what, f"{plain:.3f}", f"{made:.3f}", f"{plain / made:.2f}×"))
+        share = {how: f"{value:.0%}" for how, value in measured["passes"]["update share"].items()}
+        rows.append((model, "update, of the limit", share["as it is"], share["compiled"], ""))
+        took = [f"{measured[part]['compiling']:.0f}" for part in ("decoding", "passes")]
+        rows.append((model, "compiling, for decoding and for passes", "", ", ".join(took), ""))
+    return "### With `torch.compile`\n\n" + table(["model", "what", "as it is (s)", "compiled (s)", ""], rows)
+
+
 SECTIONS = {
     "limits": limits,
     "step": step,
@@ -211,6 +237,7 @@ SECTIONS = {
     "passes": passes,
     "objective": objective,
     "growth": growth,
+    "compiled": compiled,
 }
 
 

@@ -24,7 +24,9 @@ import models
 import torch
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("limits", "startup", "step", "floors", "sampling", "passes", "objective", "growth", "scale")
+PARTS = ("limits", "startup", "step", "floors", "sampling", "passes", "objective", "growth", "roles")
+EXTRA = ("compiled",)
+"""Parts that are run only when named."""
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -32,13 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default all these; or {EXTRA[0]}"
+    )
     parser.add_argument("--quick", action="store_true", help="small models and sizes, a few minutes")
     parser.add_argument("--gsm8k", type=Path, help="folder with gsm8k_train.jsonl, for natural lengths")
     parser.add_argument("--anew", action="store_true", help="measure finished parts again")
     parser.add_argument("--report", action="store_true", help="only write docs/performance.md's figures")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
+    if unknown := set(options.parts) - {*PARTS, *EXTRA}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     folder = models.ROOT / "runs" / "benchmarks" / "quick" if options.quick else HERE / "results"
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,9 @@ FLOORED = ("gopd", "generate", "vllm", "products", "attention")
 """Engines of the cases with a target, where what sampling cannot do without is measured in turn too."""
 
 
+EVEN = "gopd, equal lengths"
+
+
 @dataclass(frozen=True)
 class Case:
     """Rows of one call. `prompts` and `lengths` count tokens."""
@@ -30,6 +33,8 @@ class Case:
     lengths: list[int]
     samples: int = 1
     engines: tuple[str, ...] = ("gopd", "generate", "vllm")
+    evened: bool = False
+    """Whether gopd also draws as many tokens in rows of equal lengths, in turn."""
 
     def request(self, number: int) -> dict[str, Any]:
         """As an engine gets it: random ids, other ones for each number, as vLLM remembers prompts."""
@@ -42,30 +47,22 @@ def cases(quick: bool) -> list[Case]:
     """Small ones for the tiny model, or those of the targets."""
     if quick:
         equal = [Case(f"batch {n}, equal lengths", [64] * n, [16] * n, engines=ENGINES) for n in (1, 16)]
-        return [*equal, *tailed(rows=16, mean=16, longest=64), shared(prompts=2, tokens=128, length=16)]
+        return [*equal, tailed(rows=16, mean=16, longest=64), shared(prompts=2, tokens=128, length=16)]
     return [
         Case("batch 1, equal lengths", [64], [32], engines=ENGINES[:4]),
         Case("batch 16, 32 tokens each", [64] * 16, [32] * 16, engines=("generate", "generate-static")),
         Case("batch 16, equal lengths", [64] * 16, [96] * 16, engines=FLOORED),
         Case("batch 64, equal lengths", [64] * 64, [96] * 64, engines=FLOORED),
-        Case("batch 256, equal lengths", [32] * 256, [8] * 256),
-        *tailed(rows=96, mean=24, longest=96),
+        Case("batch 256, equal lengths", [32] * 256, [4] * 256),
+        tailed(rows=128, mean=32, longest=128),
         shared(prompts=2, tokens=512, length=32),
     ]
 
 
-def tailed(rows: int, mean: int, longest: int) -> list[Case]:
-    """Long-tailed lengths, and as many tokens in equal lengths."""
+def tailed(rows: int, mean: int, longest: int) -> Case:
+    """Long-tailed lengths."""
     lengths = long_tailed(rows, mean, longest)
-    return [
-        Case(f"{rows} rows, long-tailed lengths", [64] * rows, lengths),
-        Case(
-            f"{rows} rows, equal lengths, as many tokens",
-            [64] * rows,
-            evened(lengths),
-            engines=("gopd", "vllm"),
-        ),
-    ]
+    return Case(f"{rows} rows, long-tailed lengths", [64] * rows, lengths, evened=True)
 
 
 def shared(prompts: int, tokens: int, length: int) -> Case:
@@ -117,13 +114,17 @@ def measure(case: Case, team: dict[str, Player]) -> dict[str, Any]:
     That one is short, but whole for gopd where there is a target, as gopd keeps the memory that it got.
     """
     for name, player in team.items():
-        whole = name == "gopd" and case.engines == FLOORED
+        whole = name == "gopd" and (case.engines == FLOORED or case.evened)
         lengths = case.lengths if whole else [min(2, n) for n in case.lengths]
         player.turn(**case.request(0) | {"lengths": lengths})
-    seconds: dict[str, list[float]] = {name: [] for name in team}
+    seconds: dict[str, list[float]] = {name: [] for name in team} | ({EVEN: []} if case.evened else {})
     for number in range(ROUNDS):
+        request = case.request(1 + number)
         for name, player in team.items():
-            seconds[name].append(player.turn(**case.request(1 + number))["seconds"])
+            seconds[name].append(player.turn(**request)["seconds"])
+            if case.evened and name == "gopd":
+                even = request | {"lengths": evened(case.lengths)}
+                seconds[EVEN].append(player.turn(**even)["seconds"])
     tokens = sum(case.lengths)
     rates = {name: tokens / median(values) for name, values in seconds.items()}
     print(f"  {case.name}: " + ", ".join(f"{n} {r:.0f} tokens/s" for n, r in rates.items()), flush=True)
