@@ -18,7 +18,7 @@ import models
 import torch
 from bare import sustained_products
 from limits import load
-from passes import in_turn, make_learner, packed_logprobs, ragged
+from passes import WARM_UP, in_turn, make_learner, packed_logprobs, ragged
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -171,7 +171,7 @@ def passes(folder: Path) -> dict[str, Any]:
     found["seconds"] = shown(f"{folder.name}, passes", in_turn(calls, ROUNDS))
     found["update share"] = {
         name: median(
-            flops / r / s for r, s in zip(rates[1:], found["seconds"][f"update, {name}"], strict=True)
+            flops / r / s for r, s in zip(rates[WARM_UP:], found["seconds"][f"update, {name}"], strict=True)
         )
         for name in ("as it is", "compiled")
     }

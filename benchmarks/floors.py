@@ -12,7 +12,7 @@ from limits import load
 from step import Case, cases
 
 from gopd.memory import keep_freed_memory
-from gopd.recipe import View
+from gopd.sections import View
 from gopd.types import Prompt
 from gopd.views import render
 
@@ -43,7 +43,9 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     }
     sampling_products(model, lengths, 2)  # the first time pays for memory
     found = {
-        what: {phase: median(seconds(call) for _ in range(case.rounds)) for phase, call in phases.items()}
+        what: {
+            phase: median(seconds(call) for _ in range(case.rounds // 2)) for phase, call in phases.items()
+        }
         for what, phases in calls.items()
     }
     for what, phases in found.items():

@@ -22,7 +22,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     lengths = (16, 64) if quick else (64, 256, 1024, 4096)
     batches = (16, 64) if quick else (16, 64, 256)
     return {
-        "response length": {n: steps(tiny, 4, n) for n in lengths},
+        "response length": {n: steps(tiny, 2, n) for n in lengths},
         "batch": {n: steps(tiny, n, 32) for n in batches},
         "teachers": teachers(tiny, (1, 4) if quick else (1, 2, 4, 8), 64, 32),
     }

@@ -11,7 +11,7 @@ from torch import nn
 
 from gopd.cost import best_seconds, measure_limits
 from gopd.model import LanguageModel, load_model
-from gopd.recipe import ModelSpec
+from gopd.sections import ModelSpec
 
 SHAPES = {
     "a large square": (2048, 2048, 2048),

@@ -15,7 +15,7 @@ from gopd.logprobs import Projection, Target, linear_loss
 from gopd.loss import MicroBatchLoss
 from gopd.memory import keep_freed_memory, peak_memory_gb, restart_peak
 from gopd.packing import pack
-from gopd.recipe import CorrectionSection, ObjectiveSection
+from gopd.sections import CorrectionSection, ObjectiveSection
 from gopd.types import Scores, TokenTerms
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     return {"rows": rows, "width": WIDTH}
 
 
-def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int = 2) -> dict[str, Any]:
+def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int = 1) -> dict[str, Any]:
     """Forward and backward of `tokens` tokens; memory above the inputs and their gradients."""
     keep_freed_memory()
     torch.manual_seed(0)

@@ -16,9 +16,9 @@ from gopd.cost import Limits, ModelCost, Work, best_seconds, measure_limits
 from gopd.model import LanguageModel
 from gopd.packing import pack
 from gopd.profile import scoring_work
-from gopd.recipe import LoraSection, SamplingSection
 from gopd.sampler import Request
 from gopd.sampler.torch import TorchSampler
+from gopd.sections import LoraSection, SamplingSection
 from tiny import CPU, Bench, load, make_rollouts, opd_recipe
 
 PROMPTS, RESPONSES = [7, 3, 20, 1], [5, 11, 1, 2]

@@ -13,7 +13,7 @@ from gopd import data
 from gopd.data import load_prompts, resolve
 from gopd.errors import BadInput
 from gopd.order import PromptOrder
-from gopd.recipe import Columns, SourceSection, ValidationSection
+from gopd.sections import Columns, SourceSection, ValidationSection
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -111,6 +111,21 @@ def test_ground_truths_become_text(
     file = write_jsonl(tmp_path / "rows.jsonl", [row])
     (prompt,) = load_prompts(source(file, ground_truth_after=after))
     assert prompt.ground_truth == expected
+
+
+def test_only_rows_of_the_sources_to_keep_are_used_and_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "data_source": ["a", "b", None][i % 3]} for i in range(9)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def texts(**keys: Any) -> list[str]:
+        return [prompt.messages[0]["content"] for prompt in load_prompts(source(file, **keys))]
+
+    assert texts(keep_sources=("a",)) == ["p0", "p3", "p6"]
+    assert texts(keep_sources=("a", "b"), limit=3) == ["p0", "p1", "p3"]
+    assert texts(keep_sources=("rest",), data_source="rest") == ["p2", "p5", "p8"]
+    assert [p.index for p in load_prompts(source(file, keep_sources=("b",)))] == [0, 1, 2]
+    found = problem(source(file, keep_sources=("c",)))
+    assert found == "data.keep_sources: no row is of c; there are: a, b, unknown"
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:

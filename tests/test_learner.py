@@ -31,6 +31,7 @@ from tiny import (
     assert_rows,
     expected_update,
     first_gradients,
+    group_rewards,
     load,
     make_rollouts,
     opd_recipe,
@@ -175,18 +176,21 @@ def test_rewards_enter_the_advantage_with_their_weight(
     plain_models: dict[str, tuple[PreTrainedModel, PreTrainedModel]],
 ) -> None:
     folders = (student_folder, teacher_folder, teacher_llama, reference_folder)
-    recipe = two_teachers(*folders, objective=ESTIMATORS[estimator] | {"reward_weight": 3.0})
+    several = {"samples_per_prompt": 3}
+    recipe = two_teachers(*folders, objective=ESTIMATORS[estimator] | {"reward_weight": 3.0}, sampler=several)
     bench, without = Bench.of(recipe), Bench.of(two_teachers(*folders, objective=ESTIMATORS[estimator]))
     rollouts = make_rollouts(recipe, bench.student, ["alpha", "beta"])
-    for i, rollout in enumerate(rollouts):
-        rollout.reward = [1.0, 0.0, None][i % 3]
+    for i, (rollout, first) in enumerate(zip(rollouts, (0, 0, 0, 3, 3, 5, 5), strict=True)):
+        rollout.prompt, rollout.prompt_ids = rollouts[first].prompt, rollouts[first].prompt_ids
+        rollout.reward = [1.0, 0.0][i % 3 == 1]
     update, other = bench.update(rollouts), without.update(rollouts)
     expected = expected_update(recipe, plain64(student_folder), rollouts, plain_models)
     assert update.loss == pytest.approx(expected.loss, rel=2e-5)
     assert_gradients(first_gradients(bench.learner), expected.gradients)
     for rollout, more, less in zip(rollouts, update.reports, other.reports, strict=True):
         gain = more.advantage_R - less.advantage_R
-        torch.testing.assert_close(gain, torch.full_like(gain, 3 * (rollout.reward or 0)), rtol=0, atol=2e-5)
+        own = group_rewards(rollouts, normalize=True)[id(rollout)]
+        torch.testing.assert_close(gain, torch.full_like(gain, 3 * own), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
@@ -438,7 +442,7 @@ def test_sft_is_transformers_own_loss(llama_folder: Path) -> None:
     learner = sft_learner(recipe)
     rollouts = make_rollouts(recipe, learner.student, [None])
     model = plain64_now(llama_folder, learner.student)
-    update = learner.update(rollouts, [None] * len(rollouts), sft.token_terms(rollouts))
+    update = learner.update(rollouts, [None] * len(rollouts), [sft.token_terms(r) for r in rollouts])
     longest = max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
     ids = torch.full((len(rollouts), longest), EOS)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -489,7 +493,7 @@ def test_a_step_is_adamw_by_hand(student_folder: Path) -> None:
     mean = {n: torch.zeros_like(p) for n, p in weights.items()}
     square = {n: torch.zeros_like(p) for n, p in weights.items()}
     for step in (1, 2):
-        update = learner.update(rollouts, [None] * len(rollouts), sft.token_terms(rollouts))
+        update = learner.update(rollouts, [None] * len(rollouts), [sft.token_terms(r) for r in rollouts])
         terms = [
             -row_logprobs(model, r.prompt_ids, r.response_ids, 1.0).gather(
                 -1, torch.tensor(r.response_ids)[:, None]
@@ -518,7 +522,7 @@ def test_gradients_are_clipped_to_the_norm_and_only_then(student_folder: Path) -
     for clip in (NO_CLIP, 0.1):
         learner = sft_learner(sft_recipe(student_folder, optim={"grad_clip": clip}))
         rollouts = make_rollouts(learner.recipe, learner.student, [None])  # type: ignore[arg-type]
-        update = learner.update(rollouts, [None] * len(rollouts), sft.token_terms(rollouts))
+        update = learner.update(rollouts, [None] * len(rollouts), [sft.token_terms(r) for r in rollouts])
         found[clip] = (update.grad_norm, first_gradients(learner))
     (norm, whole), (same, clipped) = found[NO_CLIP], found[0.1]
     assert norm == pytest.approx(same) and norm > 0.1
@@ -536,7 +540,7 @@ def test_non_finite_losses_and_gradients_stop_before_the_weights(value: float, s
     learner = sft_learner(recipe)
     rollouts = make_rollouts(recipe, learner.student, [None])
     weights = {n: p.detach().clone() for n, p in learner.parameters.items()}
-    terms = sft.token_terms(rollouts)
+    terms = [sft.token_terms(r) for r in rollouts]
     terms[3].constant_R[1] = value
     with pytest.raises(NonFinite, match="optimizer step 1") as caught:
         learner.update(rollouts, [None] * len(rollouts), terms)
@@ -544,9 +548,9 @@ def test_non_finite_losses_and_gradients_stop_before_the_weights(value: float, s
     assert learner.updates == 0 and not learner.optimizer.state
     assert all(torch.equal(p, weights[n]) for n, p in learner.parameters.items())
     # whoever goes on without those rows starts from nothing
-    learner.update(rollouts, [None] * len(rollouts), sft.token_terms(rollouts))
+    learner.update(rollouts, [None] * len(rollouts), [sft.token_terms(r) for r in rollouts])
     fresh = sft_learner(recipe)
-    fresh.update(rollouts, [None] * len(rollouts), sft.token_terms(rollouts))
+    fresh.update(rollouts, [None] * len(rollouts), [sft.token_terms(r) for r in rollouts])
     assert all(torch.equal(p, fresh.parameters[n]) for n, p in learner.parameters.items())
 
 

@@ -15,7 +15,7 @@ from gopd.errors import BadInput
 from gopd.logprobs import linear_logprobs
 from gopd.model import LanguageModel, load_model
 from gopd.packing import micro_batches, pack
-from gopd.recipe import LoraSection, ModelSpec
+from gopd.sections import LoraSection, ModelSpec
 
 CPU = torch.device("cpu")
 NEAR: dict[str, Any] = {"rtol": 0, "atol": 1e-4}

@@ -13,9 +13,9 @@ from gopd import prepack
 from gopd.attention import PackedLayout
 from gopd.model import LanguageModel, load_model
 from gopd.prepack import MKL, ONEDNN, Library, prepacked
-from gopd.recipe import LoraSection, ModelSpec, SamplingSection
 from gopd.sampler import Request
 from gopd.sampler.torch import TorchSampler
+from gopd.sections import LoraSection, ModelSpec, SamplingSection
 
 CHOOSE = prepack._library.__wrapped__
 """The choice itself, without its cache."""

@@ -168,7 +168,7 @@ def test_all_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
         ("train.steps=null", "one of train.steps and train.epochs"),
         ("train.mini_batches=3", "multiple of mini_batches"),
         ("checkpoint.keep_best=true", "keep_best needs a validation"),
-        ("method=rlhf", "unknown method 'rlhf'; known: opd, sft"),
+        ("method=rlhf", "unknown method 'rlhf'; known: opd, grpo, sft"),
         ("method=[opd]", "unknown method ['opd']"),
         ("method=sft", "unknown key teachers"),
         ("tracking.name=2020-01-01", "date"),
@@ -187,8 +187,9 @@ def test_impossible_values_are_named(tmp_path: Path, override: str, expected: st
 def test_what_only_the_sampled_estimator_has_is_refused_elsewhere(
     tmp_path: Path, key: str, estimator: str
 ) -> None:
-    opd(tmp_path, f"objective.{key}")
-    assert "estimator 'sampled'" in refusal(tmp_path, f"objective.{key}", f"objective.estimator={estimator}")
+    overrides = ("sampler.samples_per_prompt=2", f"objective.{key}")
+    opd(tmp_path, *overrides)
+    assert "estimator 'sampled'" in refusal(tmp_path, *overrides, f"objective.estimator={estimator}")
 
 
 @pytest.mark.parametrize(

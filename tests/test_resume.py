@@ -54,6 +54,21 @@ def sft(folder: Path, models: list[Path]) -> Tree:
     ) | {"student": {"model": str(models[0]), "lora": {"rank": 2, "dropout": 0.3}}}
 
 
+def grpo(folder: Path, models: list[Path]) -> Tree:
+    """Off-policy updates and a reference; the KL to it is what teaches, as no answer is right."""
+    changes: Tree = {
+        "reference": {"model": str(models[1])},
+        "grpo": {"kl_weight": 0.5},
+        "sampler": {"samples_per_prompt": 2},
+        "data": {"verifier": "math"},
+        "train": {"steps": 4, "mini_batches": 2, "passes": 2},
+        "checkpoint": {"every": 1},
+    }
+    tree = opd_tree(folder, models[0], {}, method="grpo", **changes)
+    del tree["teachers"]
+    return tree
+
+
 def run_never_killed(forks: Forks, folder: Path, tree: Tree) -> tuple[dict[str, Any], float]:
     recipe = write_recipe(folder / "whole.yaml", merged(tree, {"tracking": {"name": "whole"}}))
     started = time.perf_counter()
@@ -83,7 +98,9 @@ def assert_ends_as(forks: Forks, folder: Path, recipe: Path, whole: dict[str, An
     assert [key for key in whole.keys() | again.keys() if whole.get(key) != again.get(key)] == []
 
 
-@pytest.mark.parametrize(("make", "changes"), [(opd, (14, 52, 30, 38)), (sft, (14, 42, 24, 24))])
+@pytest.mark.parametrize(
+    ("make", "changes"), [(opd, (14, 52, 30, 38)), (sft, (14, 42, 24, 24)), (grpo, (14, 30, 24, 20))]
+)
 def test_killed_at_random_moments_and_before_writes_a_run_ends_bit_identical(
     forks: Forks, models: list[Path], tmp_path: Path, make: Any, changes: tuple[int, ...]
 ) -> None:

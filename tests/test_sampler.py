@@ -13,10 +13,10 @@ from conftest import EOS, VOCABULARY, MakeModel
 from gopd.attention import DecodeLayout, PackedLayout
 from gopd.errors import RunFailed
 from gopd.model import LanguageModel, load_model
-from gopd.recipe import ModelSpec, SamplingSection
 from gopd.sampler import Request, Response
 from gopd.sampler import torch as engine
 from gopd.sampler.torch import TorchSampler, draw, restrict, row_uniforms
+from gopd.sections import ModelSpec, SamplingSection
 
 GRID = 20_000
 ENDS = [EOS, 5, 9, 31, 40]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from conftest import VOCABULARY, MakeModel
 from gopd import logprobs, views
-from gopd.recipe import OpdRecipe, View
+from gopd.recipe import OpdRecipe
 from gopd.scorer import Scorer
+from gopd.sections import View
 from gopd.types import Rollout, Scores
 from tiny import CPU, Bench, assert_rows, load, make_rollouts, opd_recipe, plain64, row_logprobs
 

@@ -14,7 +14,7 @@ import torch
 
 from conftest import VOCABULARY, MakeModel
 from gopd import logprobs, views
-from gopd.recipe import View
+from gopd.sections import View
 from gopd.types import Rollout
 from gopd.validate import (
     Domain,
@@ -114,7 +114,7 @@ def test_figures_by_hand() -> None:
     prose = result.domains["prose"]
     assert (prose.accuracy, prose.low, prose.high, prose.truncated) == (None, None, None, 1.0)
     assert result.score() == 0.125
-    assert summarize(0, "teacher a", rollouts, None).domains["math"].kl_to_target is None
+    assert summarize(0, "teacher a", rollouts, [None] * len(rollouts)).domains["math"].kl_to_target is None
 
 
 def test_accuracy_weighs_problems_not_samples() -> None:

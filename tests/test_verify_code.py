@@ -12,7 +12,7 @@ import pytest
 
 from gopd import sandbox, verify
 from gopd.errors import BadInput
-from gopd.verify import code
+from gopd.verify import code, math
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -310,7 +310,21 @@ def test_grade_all_uses_a_thread_per_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
         return True
 
     monkeypatch.setattr(code, "grade", grade)
-    assert verify.grade_all([("code", ADD, "")] * 3) == [1.0] * 3
+    assert verify.grade_all([("code", ADD, response) for response in "abc"]) == [1.0] * 3
+
+
+def test_grade_all_grades_equal_responses_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def grade(truth: str, response: str) -> bool:
+        seen.append(response)
+        return response == "a"
+
+    for module in (code, math):
+        monkeypatch.setattr(module, "grade", grade)
+    items: list[Any] = [("code", ADD, r) for r in "abab"] + [("math", "1", r) for r in "aabb"]
+    assert verify.grade_all(items) == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert sorted(seen) == ["a", "a", "b", "b"]
 
 
 @pytest.mark.parametrize("verifier", ["math", "code"])

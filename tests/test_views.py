@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gopd.data import load_prompts
 from gopd.errors import BadInput
-from gopd.recipe import Columns, SourceSection, View
+from gopd.sections import Columns, SourceSection, View
 from gopd.types import Prompt
 from gopd.views import FitReport, check_same_vocabulary, check_view, fit, render
 

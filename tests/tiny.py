@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from conftest import EOS, VOCABULARY
 from gopd import views
 from gopd.learner import Learner
 from gopd.methods import opd
+from gopd.methods.batch import Batch
 from gopd.model import LanguageModel, load_model
-from gopd.recipe import ModelSpec, OpdRecipe, SftRecipe
+from gopd.recipe import OpdRecipe, SftRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.scorer import Scorer
+from gopd.sections import ModelSpec
 from gopd.types import Prompt, Rollout, Scores, TokenTerms
 
 CPU = torch.device("cpu")
@@ -170,6 +173,7 @@ def expected_update(
     """Loss and gradients of one update by brute force. `models` gives teacher and reference of each route."""
     tokens, losses = [], []
     total = sum(len(r.response_ids) for r in rollouts)
+    rewards = group_rewards(rollouts, normalize=recipe.grpo.normalize)
     for rollout in rollouts:
         route = rollout.prompt.route
         assert route is not None
@@ -178,7 +182,8 @@ def expected_update(
             "seq-mean-token-mean": 1 / (len(rollouts) * len(rollout.response_ids)),
             "seq-mean-token-sum": 1 / len(rollouts),
         }[recipe.objective.aggregation]
-        loss_R, seen = _row(recipe, student, rollout, *models[route], weights)
+        reward = recipe.objective.reward_weight * rewards[id(rollout)]
+        loss_R, seen = _row(recipe, student, rollout, *models[route], reward, weights)
         losses.append(factor * loss_R.sum())
         tokens.append(seen)
     loss = torch.stack(losses).sum()
@@ -187,12 +192,23 @@ def expected_update(
     return Expected(float(loss.detach()), dict(zip(names, gradients, strict=True)), tokens)
 
 
+def group_rewards(rollouts: Sequence[Rollout], *, normalize: bool) -> dict[int, float]:
+    """Each rollout's reward against the others to its prompt, by `id`; 0 without rewards."""
+    found = {}
+    for rollout in rollouts:
+        group = [r.reward or 0.0 for r in rollouts if r.prompt.index == rollout.prompt.index]
+        deviation = statistics.stdev(group) + 1e-6 if normalize and len(group) > 1 else 1.0
+        found[id(rollout)] = ((rollout.reward or 0.0) - statistics.fmean(group)) / deviation
+    return found
+
+
 def _row(
     recipe: OpdRecipe,
     student: PreTrainedModel,
     rollout: Rollout,
     teacher: PreTrainedModel,
     reference: PreTrainedModel,
+    reward: float,
     weights: Weights | None,
 ) -> tuple[Tensor, TokenOracle]:
     temperature, objective = recipe.sampler.temperature, recipe.objective
@@ -210,8 +226,7 @@ def _row(
     kl = (own.exp() * (own - target)).sum(-1)
     if objective.control_variate:
         advantage = advantage - (own.detach().exp() * advantage_V).sum(-1)
-    if rollout.reward is not None:
-        advantage = advantage + objective.reward_weight * rollout.reward
+    advantage = advantage + reward
     if objective.estimator == "sampled":
         loss = -advantage * own[pick]
         one_sample = (own - target)[pick]
@@ -282,7 +297,7 @@ class Bench:
         )
         return cls(recipe, student, scorer, learner)
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[Scores | None]:
         return self.scorer.score(
             rollouts,
             temperature=self.recipe.sampler.temperature,
@@ -290,9 +305,10 @@ class Bench:
         )
 
     def terms(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Scores], on_policy: bool
-    ) -> list[TokenTerms]:
-        return opd.token_terms(self.recipe, rollouts, scores, on_policy=on_policy)
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], on_policy: bool
+    ) -> list[TokenTerms | None]:
+        batch = Batch.of(self.recipe, rollouts, scores, exact=on_policy)
+        return batch.terms(range(len(rollouts)), None)
 
     def update(self, rollouts: Sequence[Rollout], on_policy: bool = True) -> Any:
         scores = self.score(rollouts)

@@ -29,9 +29,9 @@ def gopd_engine(folder: str) -> Draw:
 
     from gopd.memory import keep_freed_memory
     from gopd.model import LanguageModel, load_model
-    from gopd.recipe import ModelSpec, SamplingSection
     from gopd.sampler import Request
     from gopd.sampler.torch import TorchSampler
+    from gopd.sections import ModelSpec, SamplingSection
 
     keep_freed_memory()
     loaded = load_model(ModelSpec(model=folder), "model", device=torch.device("cpu"), dtype=torch.float32)

@@ -23,10 +23,10 @@ from problems import Domain, Part, Row, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gopd.model import load_model
-from gopd.recipe import ModelSpec, SamplingSection, SourceSection, View
 from gopd.recipe_file import load_recipe
 from gopd.rollouts import grade, prompt_set, sample_rollouts
 from gopd.sampler.torch import TorchSampler
+from gopd.sections import ModelSpec, SamplingSection, SourceSection, View
 from gopd.validate import Domain as Figures
 from gopd.validate import summarize
 
@@ -141,7 +141,7 @@ def measure(folder: Path) -> Mapping[str, Figures]:
     rollouts = sample_rollouts(
         TorchSampler(model, slots=128),
         model,
-        prompt_set(source, model, View(), limit=64),
+        prompt_set(source, model.tokenizer, model.name, View(), limit=64),
         SamplingSection(),
         samples=1,
         max_response_tokens=48,
@@ -149,7 +149,7 @@ def measure(folder: Path) -> Mapping[str, Figures]:
         progress=lambda done, total, tokens: None,
     )
     grade(rollouts)
-    return summarize(0, folder.name, rollouts, None).domains
+    return summarize(0, folder.name, rollouts, [None] * len(rollouts)).domains
 
 
 def shown(domain: Figures) -> str:

@@ -28,12 +28,27 @@ GGUF_EXAMPLES = """example:
   gopd import-gguf models/SmolLM2-135M-Instruct.Q4_1.gguf smollm2"""
 
 
+GENERATE_EXAMPLES = """examples:
+  gopd generate recipes/quickstart.yaml --to runs/teachers
+  gopd generate recipes/quickstart.yaml --to runs/teachers --samples 4 --keep-correct --resume
+
+The file responses.parquet in the folder can be the data of a recipe of method sft."""
+
+MERGE_EXAMPLES = """examples:
+  gopd merge math-expert code-expert --to average
+  gopd merge math-expert code-expert --base qwen3-4b --alpha 0.5 --to extrapolated"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = _parse(arguments)
     try:
         if options.command == "train":
             _train(options)
+        elif options.command == "generate":
+            _generate(options)
+        elif options.command == "merge":
+            _merge(options)
         elif options.command == "import-gguf":
             _import_gguf(options)
         return EXIT_DONE
@@ -52,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.command != "train" or any(argument.startswith("-") for argument in rest)):
+    with_recipe = options.command in ("train", "generate")
+    if rest and (not with_recipe or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "train":
+    if with_recipe:
         options.overrides += rest  # argparse ends a list at the first option, here --resume
     return options
 
@@ -68,13 +84,39 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a student by a recipe",
-        description="Trains a student by a recipe (method opd or sft).",
+        description="Trains a student by a recipe (method opd, grpo or sft).",
         epilog=TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("recipe", metavar="RECIPE", help="YAML file; docs/recipe.md explains every key")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     train.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    generate = commands.add_parser(
+        "generate",
+        help="let a recipe's teachers answer its prompts, as data for method sft",
+        description="Every prompt of the recipe's data is answered by its own teacher, into a Parquet file.",
+        epilog=GENERATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate.add_argument("recipe", metavar="RECIPE", help="YAML file of method opd")
+    generate.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    generate.add_argument("--to", required=True, metavar="FOLDER", help="folder for the responses")
+    generate.add_argument("--samples", type=int, default=1, help="responses to each prompt (1)")
+    generate.add_argument("--keep-correct", action="store_true", help="keep only what the verifiers accept")
+    generate.add_argument("--resume", action="store_true", help="go on with what is in the folder")
+    merge = commands.add_parser(
+        "merge",
+        help="average checkpoints, or extrapolate beyond them (ExPO)",
+        description="Writes θ + α(θ − θ_base), where θ is the average of the models; without a base the average.",
+        epilog=MERGE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    merge.add_argument("models", nargs="+", metavar="MODEL", help="model folders, Hub names or builtin:NAME")
+    merge.add_argument("--to", required=True, metavar="FOLDER", help="new folder for the merged model")
+    merge.add_argument("--base", metavar="MODEL", help="what the models were trained from")
+    merge.add_argument(
+        "--alpha", type=float, default=0.0, help="how far beyond the average, from the base; 0.5 is half"
+    )
     gguf = commands.add_parser(
         "import-gguf",
         help="turn a GGUF file into a model folder",
@@ -95,6 +137,35 @@ def _train(options: argparse.Namespace) -> None:
 
     _quiet_libraries()
     train(recipe, resume=options.resume)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from gopd.recipe_file import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    from gopd.generate import generate
+
+    _quiet_libraries()
+    settings = {"samples": options.samples, "keep_correct": options.keep_correct}
+    generate(recipe, options.to, **settings, resume=options.resume)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from rich.progress import Progress
+
+    from gopd.merge import merge
+
+    _quiet_libraries()
+    with Progress(transient=True) as bars:
+        task = bars.add_task("merging", total=None)
+        merge(
+            options.models,
+            options.to,
+            base=options.base,
+            alpha=options.alpha,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    print(f"merged into {options.to}")
 
 
 def _import_gguf(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ PLAIN_WIDTH = 200
 STEP_FIGURES = {
     "loss": "loss",
     "kl_to_target": "KL",
+    "kl_to_reference": "KL",
     "entropy": "entropy",
     "response_tokens/mean": "tokens",
     "truncated": "truncated",
@@ -73,6 +74,11 @@ class Display:
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)
 
+    def advance(self) -> None:
+        """One more of what `run` counts is done, without a line of its own."""
+        if self._steps is not None:
+            self._progress.advance(self._steps)
+
     def validation(self, result: Validation) -> None:
         """The line of one validation."""
         shown = [f"{name} {_accuracy(domain)}" for name, domain in result.domains.items()]
@@ -120,9 +126,9 @@ class Phase:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task, self._start = progress, task, time.perf_counter()
 
-    def rows(self, done: int) -> None:
-        """So many rows are finished."""
-        self._progress.update(self._task, completed=done)
+    def rows(self, done: int, before: int = 0) -> None:
+        """So many rows are finished, after so many before."""
+        self._progress.update(self._task, completed=before + done)
 
     def sampled(self, done: int, total: int, tokens: int) -> None:
         """Rows finished and tokens drawn so far."""

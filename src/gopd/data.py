@@ -12,12 +12,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gopd.errors import BadInput
-from gopd.recipe import SourceSection, ValidationSection
+from gopd.sections import SourceSection, ValidationSection
 from gopd.types import Message, Prompt, VerifierName
 
 BUILTIN = "builtin:"
@@ -56,7 +55,8 @@ def load_prompts(
     `routes` names the teachers: each prompt gets one, from its own column, else `source.route`, else the only
     teacher there is; without `routes` (SFT) every route is None. `need_response` asks for the demonstration;
     then verifier "auto" means none. Blank lines of a JSONL file are skipped; lines and rows count from 1.
-    `source.limit` stops the reading: later rows are not looked at.
+    `source.limit` stops the reading: later rows are not looked at. Rows that `source.keep_sources` leaves out do not
+    count.
 
     Raises BadInput for anything that cannot be read or used; bad rows are collected, the first few shown with
     file and line.
@@ -69,14 +69,25 @@ def load_prompts(
         raise BadInput(f"{section}.route: {_no_such_route(source.route, routes)}")
     prompts: list[Prompt] = []
     problems: dict[str, list[str]] = {}
-    for where, raw in islice(_rows(source), source.limit):
+    others: dict[str, None] = {}
+    taken = 0
+    for where, raw in _rows(source):
         try:
             row = _parse(raw)
+            if not _wanted(row, source, others):
+                continue
             prompts.append(_prompt(row, where, len(prompts), source, routes, need_response))
         except BadInput as problem:
             problems.setdefault(str(problem), []).append(where)
+        taken += 1
+        if taken == source.limit:
+            break
     if problems:
         raise BadInput(_summary(problems, len(prompts)))
+    if source.keep_sources and not prompts:
+        raise BadInput(
+            f"{section}.keep_sources: no row is of {', '.join(source.keep_sources)}; there are: {', '.join(others)}"
+        )
     return prompts
 
 
@@ -209,7 +220,18 @@ def _prompt(
         route=_route(row, source, routes) if routes else None,
         response=response,
         fields=row,
+        response_ended=not need_response or _flag(row, source.columns.finished),
     )
+
+
+def _wanted(row: Mapping[str, Any], source: SourceSection, others: dict[str, None]) -> bool:
+    """Whether a row's data source is one to keep; those that are not are gathered in `others`."""
+    if not source.keep_sources:
+        return True
+    name = _text(row, source.columns.data_source, "data_source") or source.data_source or "unknown"
+    if name not in source.keep_sources:
+        others[name] = None
+    return name in source.keep_sources
 
 
 def _messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
@@ -305,6 +327,16 @@ def _text(row: Mapping[str, Any], column: str, meaning: str) -> str | None:
             f"{column} must be text, found {_kind(value)}; mend it or name another columns.{meaning}"
         )
     return value
+
+
+def _flag(row: Mapping[str, Any], column: str) -> bool:
+    """True where the column is absent or null."""
+    value = reach(row, column)
+    if value is not None and not isinstance(value, bool):
+        raise BadInput(
+            f"{column} must be true or false, found {_kind(value)}; mend it or name another columns.finished"
+        )
+    return value is not False
 
 
 def _missing(row: Mapping[str, Any], meaning: str, column: str) -> str:

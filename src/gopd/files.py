@@ -22,15 +22,22 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
     Raises RunFailed when the disk refuses; the earlier file is then untouched.
     """
-    raw = data.encode() if isinstance(data, str) else data
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives the name of a temporary file to write; when the block ends well that file becomes `path`.
+
+    Missing parent folders are made. Raises RunFailed when the disk refuses; the earlier file is then untouched.
+    """
     temporary = _temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -12,15 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gopd.errors import RunFailed
-from gopd.logprobs import Projection, Target, linear_loss
+from gopd.logprobs import Projection, Target, linear_logprobs, linear_loss
 from gopd.loss import MicroBatchLoss
 from gopd.model import LanguageModel
 from gopd.objective import aggregation_weights
 from gopd.packing import micro_batches, pack
-from gopd.recipe import Aggregation, CorrectionSection, ObjectiveSection, Recipe
+from gopd.recipe import Recipe
+from gopd.sections import Aggregation, CorrectionSection, ObjectiveSection
 from gopd.types import Rollout, Scores, TokenReport, TokenTerms
 
-Heads = Callable[[str], tuple[Tensor, Tensor | None]]
+Heads = Callable[[str | None], tuple[Tensor, Tensor | None]]
 """Route → heads [V, D] of its teacher and reference."""
 
 
@@ -34,12 +35,12 @@ class NonFinite(RunFailed):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimizer step did. `reports` has one entry per rollout, in order."""
+    """What one optimizer step did. `reports` has one entry per rollout, in order; None where nothing was learned."""
 
     loss: float
     grad_norm: float
     lr: float
-    reports: list[TokenReport]
+    reports: list[TokenReport | None]
 
 
 class Learner:
@@ -91,23 +92,25 @@ class Learner:
         self,
         rollouts: Sequence[Rollout],
         scores: Sequence[Scores | None],
-        terms: Sequence[TokenTerms],
+        terms: Sequence[TokenTerms | None],
         done: Callable[[int], None] = lambda rows: None,
     ) -> Update:
         """One optimizer step on the whole of `rollouts`: forward and backward by micro-batch, clip, step.
 
-        The loss is aggregated over all rows, so micro-batching does not change it. `done` is called with the
-        number of rows finished after each micro-batch. Raises NonFinite before the weights are touched.
+        The loss is aggregated over all rows, so micro-batching does not change it; rows without terms add 0 to it, and
+        no pass is made for them. `done` is called with the number of rows finished after each micro-batch. Raises
+        NonFinite before the weights are touched.
         """
         self.student.module.train(self._training_mode)
         self.optimizer.zero_grad(set_to_none=True)  # an update that raised leaves gradients
         lengths_B = torch.tensor([len(r.response_ids) for r in rollouts])
         factors_B = aggregation_weights(lengths_B, self.aggregation).float()
         loss, reports = 0.0, dict[int, TokenReport]()
-        for rows in self._groups(rollouts, scores):
+        known = {i: term for i, term in enumerate(terms) if term is not None}
+        for rows in self._groups(rollouts, scores, list(known)):
             batch = [rollouts[i] for i in rows]
             part, seen = self._backward(
-                batch, [scores[i] for i in rows], [terms[i] for i in rows], factors_B[torch.tensor(rows)]
+                batch, [scores[i] for i in rows], [known[i] for i in rows], factors_B[torch.tensor(rows)]
             )
             if not math.isfinite(part):
                 raise NonFinite(f"the loss is {part} in optimizer step {self.updates + 1}", rows)
@@ -127,7 +130,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         self.student.module.eval()
-        return Update(loss, float(norm), lr, [reports[i] for i in range(len(rollouts))])
+        return Update(loss, float(norm), lr, [reports.get(i) for i in range(len(rollouts))])
 
     def lr(self, update: int) -> float:
         """Learning rate of optimizer step `update`, counted from 0: linear warm-up, then the schedule."""
@@ -143,10 +146,24 @@ class Learner:
             case "cosine":
                 return optim.lr * (1 + math.cos(math.pi * done)) / 2
 
-    def _groups(self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None]) -> list[list[int]]:
-        """Micro-batches of row numbers; of one route each where the estimator needs that route's heads."""
+    @torch.no_grad()
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """The present weights' log-probs of every response, [R] each on the CPU: a pass of its own."""
+        found: dict[int, Tensor] = {}
+        prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+        for rows in micro_batches(prompts, responses, self.recipe.train.tokens_per_micro_batch):
+            packed = pack([prompts[i] for i in rows], [responses[i] for i in rows], self.student.device)
+            values_T = linear_logprobs(self.student.project(packed), packed.targets_T, self.temperature)
+            found |= dict(zip(rows, packed.split(values_T.cpu()), strict=True))
+        return [found[i] for i in range(len(rollouts))]
+
+    def _groups(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], chosen: Sequence[int]
+    ) -> list[list[int]]:
+        """Micro-batches of the chosen row numbers; of one route each where the estimator needs that route's heads."""
         by_head: dict[str | None, list[int]] = {}
-        for i, score in enumerate(scores):
+        for i in chosen:
+            score = scores[i]
             hidden = score is not None and score.teacher_hidden_RD is not None
             by_head.setdefault(score.route if score is not None and hidden else None, []).append(i)
         groups = []

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from gopd.files import atomic_write, discard
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
 from gopd.memory import keep_freed_memory
-from gopd.methods import opd, sft
+from gopd.methods import opd
+from gopd.methods.batch import Batch
 from gopd.metrics import Clock, step_metrics
 from gopd.profile import Profiler
-from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 from gopd.rollouts import PromptSet, grade, sample_rollouts
 from gopd.sampler.torch import TorchSampler
 from gopd.setup import VALIDATION_SLOTS, Roles, prepare
@@ -38,8 +40,8 @@ from gopd.tracking import (
     rollouts_file,
     write_rollouts,
 )
-from gopd.types import Rollout, Scores
-from gopd.validate import Validation, exact_kl, summarize
+from gopd.types import Rollout, Scores, TokenReport
+from gopd.validate import Validation, exact_kl, silent_domains, summarize
 
 TRAINING, VALIDATION = 0, 1
 """First numbers of random streams, so that training and validation never share one."""
@@ -103,14 +105,15 @@ class Job:
                 started, clock = time.perf_counter(), Clock(memory_by_phase=self.profiler is not None)
                 torch.manual_seed(_step_seed(self.recipe.train.seed, step))
                 rollouts, scores = self._collect(step, clock)
-                updates = self._update(step, rollouts, scores, clock)
-                figures = step_metrics(rollouts, updates) | clock.metrics()
+                batch = Batch.of(self.recipe, rollouts, scores, exact=self.roles.sampler.exact)
+                updates, reports = self._update(step, batch, clock)
+                figures = step_metrics(batch, updates) | clock.metrics()
                 metrics.append({"step": step, **figures})
                 self.trackers.log(step, figures)
-                self._keep_rollouts(step, rollouts, updates)
+                self._keep_rollouts(step, rollouts, reports)
                 self.display.step(step, self.roles.total_steps, figures, time.perf_counter() - started)
                 if self.profiler is not None:
-                    self.profiler.step(rollouts, clock)
+                    self.profiler.step(batch, clock)
                 self._validate_and_save(step, stop)
         self._finish()
 
@@ -121,10 +124,8 @@ class Job:
             chosen = [self.roles.demonstrations[i] for i in indices]
             return chosen, [None] * len(chosen)
         recipe, scorer = self.recipe, self.roles.scorer
-        assert isinstance(recipe, OpdRecipe) and scorer is not None
-        batch = PromptSet(
-            [self.roles.data.prompts[i] for i in indices], [self.roles.data.ids[i] for i in indices]
-        )
+        assert isinstance(recipe, SampledRecipe)
+        batch = self.roles.data.part(indices)
         samples = recipe.sampler.samples_per_prompt
         with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
             rollouts = sample_rollouts(
@@ -139,37 +140,40 @@ class Job:
             )
         with clock.phase("verify"):
             grade(rollouts)
+        clock.tokens["sample"] = sum(len(r.response_ids) for r in rollouts)
+        if scorer is None:
+            return rollouts, [None] * len(rollouts)
         with clock.phase("score"), self.display.phase("scoring", len(rollouts)) as bar:
             scores = scorer.score(
                 rollouts,
                 temperature=recipe.sampler.temperature,
-                keep_hidden=opd.needs_vocabulary(recipe.objective),
+                keep_hidden=isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective),
                 done=bar.rows,
             )
-        clock.tokens["sample"] = clock.tokens["score"] = sum(len(r.response_ids) for r in rollouts)
-        return rollouts, list(scores)
+        scored = zip(rollouts, scores, strict=True)
+        clock.tokens["score"] = sum(len(r.response_ids) for r, score in scored if score is not None)
+        return rollouts, scores
 
-    def _update(
-        self, step: int, rollouts: list[Rollout], scores: list[Scores | None], clock: Clock
-    ) -> list[Update]:
-        """One optimizer step per mini-batch; those after the first are off-policy."""
-        updates = []
-        size = -(-len(rollouts) // self.recipe.train.mini_batches)
-        with clock.phase("update"), self.display.phase("updating", len(rollouts)) as bar:
-            for start in range(0, len(rollouts), size):
-                part, part_scores = rollouts[start : start + size], scores[start : start + size]
-                on_policy = start == 0 and self.roles.sampler.exact
-                if isinstance(self.recipe, OpdRecipe):
-                    scored = [s for s in part_scores if s is not None]
-                    terms = opd.token_terms(self.recipe, part, scored, on_policy=on_policy)
-                else:
-                    terms = sft.token_terms(part)
+    def _update(self, step: int, batch: Batch, clock: Clock) -> tuple[list[Update], list[TokenReport | None]]:
+        """The step's optimizer steps, those after the first off-policy, and each rollout's first report."""
+        learner, parts, updates = self.roles.learner, batch.parts(), list[Update]()
+        reports: list[TokenReport | None] = [None] * len(batch.rollouts)
+        with clock.phase("update"), self.display.phase("updating", sum(map(len, parts))) as bar:
+            old, before = batch.old_logprobs(learner.logprobs), 0
+            for part in parts:
+                rollouts, scores = [batch.rollouts[i] for i in part], [batch.scores[i] for i in part]
+                terms = batch.terms(part, old if updates else None)
                 try:
-                    updates.append(self.roles.learner.update(part, part_scores, terms, bar.rows))
+                    update = learner.update(rollouts, scores, terms, partial(bar.rows, before=before))
                 except NonFinite as error:
-                    raise self._dump(step, error, [part[i] for i in error.rows]) from error
-        clock.tokens["update"] = sum(len(r.response_ids) for r in rollouts)
-        return updates
+                    raise self._dump(step, error, [rollouts[i] for i in error.rows]) from error
+                updates.append(update)
+                before += len(part)
+                for i, report in zip(part, update.reports, strict=True):
+                    reports[i] = reports[i] or report
+        learned = [batch.rollouts[i] for part in parts for i in part if batch.teaches(i)]
+        clock.tokens["update"] = sum(len(r.response_ids) for r in learned)
+        return updates, reports
 
     def _validate_and_save(self, step: int, stop: Stop) -> None:
         last, section, best = step == self.roles.total_steps, self.recipe.validation, self.best
@@ -191,7 +195,7 @@ class Job:
         assert section is not None and data is not None
         limit = recipe.validation_response_tokens
         models = [("student", self.roles.student, self.roles.sampler, data)]
-        if step == 0 and section.teachers and self.roles.scorer is not None:
+        if step == 0 and section.teachers and isinstance(recipe, OpdRecipe) and self.roles.scorer is not None:
             for name, route in self.roles.scorer.routes.items():
                 seen = PromptSet(
                     data.prompts,
@@ -212,7 +216,7 @@ class Job:
                     progress=bar.sampled,
                 )
                 grade(rollouts)
-                kls = None
+                kls: list[float | None] = [None] * len(rollouts)
                 if model is self.roles.student and self.roles.scorer is not None:
                     kls = exact_kl(model, self.roles.scorer, rollouts, section.sampling.temperature)
             self._record_validation(summarize(step, name, rollouts, kls), rollouts)
@@ -230,6 +234,12 @@ class Job:
             self.display.say(f"--- {rollout.prompt.where} (reward {rollout.reward})\n{rollout.text}")
         if result.model != "student":
             return
+        if result.step == 0 and isinstance(self.recipe, SampledRecipe):
+            for domain in silent_domains(self.recipe, rollouts):
+                self.display.say(
+                    f"warning: {domain}: not one response was right before training, and where all responses to a "
+                    "prompt are wrong there is nothing to learn; use easier prompts, or a better student"
+                )
         if result.step and (self.best is None or result.score() > self.best[1]):
             self.best = (result.step, result.score())
         flat = {
@@ -240,7 +250,7 @@ class Job:
         }
         self.trackers.log(result.step, flat)
 
-    def _keep_rollouts(self, step: int, rollouts: list[Rollout], updates: list[Update]) -> None:
+    def _keep_rollouts(self, step: int, rollouts: list[Rollout], reports: list[TokenReport | None]) -> None:
         tracking = self.recipe.tracking
         if (
             not tracking.rollouts_every
@@ -248,12 +258,12 @@ class Job:
             or self.roles.demonstrations is not None
         ):
             return
-        reports = [report for update in updates for report in update.reports][: tracking.rollouts_limit]
+        limit = tracking.rollouts_limit
         write_rollouts(
             rollouts_file(self.run_folder.rollouts, step),
             step,
-            rollouts[: tracking.rollouts_limit],
-            reports,
+            rollouts[:limit],
+            reports[:limit],
             self._token_names,
         )
 

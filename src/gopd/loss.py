@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,8 @@ from torch import Tensor
 from gopd import objective
 from gopd.logprobs import Chunk, Projection, Target, TokenScores, join_scores, linear_logprobs
 from gopd.packing import Packed
-from gopd.recipe import CorrectionSection, ObjectiveSection
-from gopd.types import Scores, TokenReport, TokenTerms
+from gopd.sections import CorrectionSection, ObjectiveSection
+from gopd.types import Scores, Surrogate, TokenReport, TokenTerms
 
 
 @dataclass
@@ -38,9 +40,18 @@ class MicroBatchLoss:
         device = self.weight_T.device
         self._constant_T = torch.cat([t.constant_R for t in self.terms]).to(device)
         self._own_T = torch.tensor([t.own for t in self.terms], device=device)[self.packed.row_T]
-        sampler = [t.sampler_logprobs_R for t in self.terms if t.sampler_logprobs_R is not None]
-        assert len(sampler) in (0, len(self.terms)), "a batch is corrected as a whole or not at all"
-        self._sampler_T = torch.cat(sampler).to(device) if sampler else None
+        self._sampler_T = self._column([t.sampler_logprobs_R for t in self.terms])
+        found = [t.surrogate for t in self.terms]
+        own = self.weight_T.new_tensor
+        self._surrogates = _Surrogates(found, self.packed.row_T, own, self._column) if any(found) else None
+
+    def _column(self, rows: Sequence[Tensor | None]) -> Tensor | None:
+        """Numbers of some rows, with NaN for the tokens of the others; None when no row has any."""
+        if all(row is None for row in rows):
+            return None
+        lengths = self.packed.response_lengths
+        filled = [torch.full((n,), math.nan) if r is None else r for r, n in zip(rows, lengths, strict=True)]
+        return torch.cat(filled).to(self.weight_T.device)
 
     def prepare(self, projection: Projection) -> None:
         """Sequence-level correction needs whole responses before the first chunk: one more pass of the head."""
@@ -63,7 +74,11 @@ class MicroBatchLoss:
             weight_C = weight_C * seen.correction_C
         if self.target is None:
             seen.advantage_C = self._constant_T[tokens] - self._own_T[tokens] * student_C
-            return objective.policy_gradient(chunk.probs_CV, student_C, ids_C, weight_C * seen.advantage_C)
+            pick = (chunk.probs_CV, student_C, ids_C)
+            if self._surrogates is None:
+                return objective.policy_gradient(*pick, weight_C * seen.advantage_C)
+            loss_C, slope_C = self._surrogates(tokens, student_C, seen.advantage_C, seen)
+            return weight_C * loss_C, objective.policy_gradient(*pick, weight_C * slope_C)[1]
         return self._against(self.target, chunk, ids_C, weight_C, seen)
 
     def _against(
@@ -92,28 +107,29 @@ class MicroBatchLoss:
         return self._correct(student_C, tokens) if self._sequence_T is None else self._sequence_T[tokens]
 
     def _correct(self, train: Tensor, tokens: slice) -> Tensor:
+        """Weights against the sampler's log-probs; 1 for rows that have none.
+
+        A surrogate's ratio already leads from the weights that sampled to the present ones.
+        """
         assert self._sampler_T is not None
-        how = self.correction
-        rows = self.packed.row_T[tokens]
-        return objective.correction_weights(
-            train, self._sampler_T[tokens], rows, level=how.level, cap=how.cap, beyond=how.beyond
+        how, sampler = self.correction, self._sampler_T[tokens]
+        if self._surrogates is not None:
+            train = self._surrogates.old(tokens, train)
+        weights = objective.correction_weights(
+            train, sampler, self.packed.row_T[tokens], level=how.level, cap=how.cap, beyond=how.beyond
         )
+        return torch.where(sampler.isnan(), 1.0, weights)
 
     def reports(self) -> list[TokenReport]:
         """What was seen at every token, row by row, on the CPU; scores now have their log-probs."""
         whole = _join(self._seen)
-        cut = self.packed.split
-        student, entropy = cut(whole.student_C.cpu()), cut(whole.entropy_C.cpu())
-        assert whole.advantage_C is not None
-        advantage = cut(whole.advantage_C.cpu())
-        none: list[Tensor | None] = [None] * len(student)
-        correction = none if whole.correction_C is None else cut(whole.correction_C.cpu())
-        kl = none if whole.kl_C is None else cut(whole.kl_C.cpu())
-        scores = self._filled(whole.scores)
-        return [
-            TokenReport(s, a, e, w, _one_sample_kl(s, score) if k is None and score is not None else k, score)
-            for s, a, e, w, k, score in zip(student, advantage, entropy, correction, kl, scores, strict=True)
-        ]
+        seen = (whole.student_C, whole.advantage_C, whole.entropy_C, whole.correction_C, whole.kl_C)
+        more = (whole.ratio_C, whole.clipped_C, whole.reference_kl_C)
+        rows = zip(*map(self._rows, seen), self._filled(whole.scores), *map(self._rows, more), strict=True)
+        return [_report(terms, *row) for terms, row in zip(self.terms, rows, strict=True)]
+
+    def _rows(self, column: Tensor | None) -> list[Any]:
+        return [None] * len(self.terms) if column is None else self.packed.split(column.cpu())
 
     def _filled(self, seen: TokenScores | None) -> list[Scores | None]:
         if seen is None:
@@ -139,6 +155,59 @@ class _Seen:
     correction_C: Tensor | None = None
     kl_C: Tensor | None = None
     scores: TokenScores | None = None
+    ratio_C: Tensor | None = None
+    clipped_C: Tensor | None = None
+    reference_kl_C: Tensor | None = None
+
+
+class _Surrogates:
+    """The surrogates of some rows, token by token, [T] each; the other rows keep the plain policy gradient."""
+
+    def __init__(
+        self,
+        rows: Sequence[Surrogate | None],
+        row_T: Tensor,
+        numbers: Callable[[Sequence[float]], Tensor],
+        column: Callable[[Sequence[Tensor | None]], Tensor | None],
+    ) -> None:
+        def constant(values: Sequence[float]) -> Tensor:
+            return numbers(values)[row_T]
+
+        self._applies_T = constant([row is not None for row in rows]) > 0
+        self._low_T = constant([0.0 if row is None else row.clip_low for row in rows])
+        self._high_T = constant([0.0 if row is None else row.clip_high for row in rows])
+        self._kl_weight_T = constant([0.0 if row is None else row.kl_weight for row in rows])
+        self._old_T = column([None if row is None else row.old_logprobs_R for row in rows])
+        self._reference_T = column([None if row is None else row.reference_logprobs_R for row in rows])
+
+    def old(self, tokens: slice, student_C: Tensor) -> Tensor:
+        """Log-probs under the weights that sampled; the student's own where those are the present ones."""
+        return _filled_up(self._old_T, tokens, student_C)
+
+    def __call__(
+        self, tokens: slice, student_C: Tensor, advantage_C: Tensor, seen: _Seen
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and slope −∂loss/∂ℓ_S of a chunk of tokens, before weights."""
+        bounds = (self._low_T[tokens], self._high_T[tokens])
+        old_C = self.old(tokens, student_C)
+        loss_C, slope_C, seen.ratio_C = objective.clipped_surrogate(student_C, old_C, advantage_C, *bounds)
+        seen.clipped_C = (slope_C == 0) & (advantage_C != 0)
+        if self._reference_T is not None:
+            reference_C = _filled_up(self._reference_T, tokens, student_C)
+            seen.reference_kl_C, kl_slope_C = objective.k3(student_C, reference_C)
+            weight_C = self._kl_weight_T[tokens]
+            loss_C, slope_C = loss_C + weight_C * seen.reference_kl_C, slope_C + weight_C * kl_slope_C
+        applies_C = self._applies_T[tokens]
+        plain_C = -advantage_C * student_C
+        return torch.where(applies_C, loss_C, plain_C), torch.where(applies_C, slope_C, advantage_C)
+
+
+def _filled_up(column_T: Tensor | None, tokens: slice, values_C: Tensor) -> Tensor:
+    """A column's tokens, with other values where it has none."""
+    if column_T is None:
+        return values_C
+    column_C = column_T[tokens]
+    return torch.where(column_C.isnan(), values_C, column_C)
 
 
 def _join(parts: list[_Seen]) -> _Seen:
@@ -154,7 +223,36 @@ def _join(parts: list[_Seen]) -> _Seen:
         advantage_C=column([p.advantage_C for p in parts]),
         correction_C=column([p.correction_C for p in parts]),
         kl_C=column([p.kl_C for p in parts]),
+        ratio_C=column([p.ratio_C for p in parts]),
+        clipped_C=column([p.clipped_C for p in parts]),
+        reference_kl_C=column([p.reference_kl_C for p in parts]),
         scores=join_scores(scores) if scores else None,
+    )
+
+
+def _report(
+    terms: TokenTerms,
+    student_R: Tensor,
+    advantage_R: Tensor,
+    entropy_R: Tensor,
+    correction_R: Tensor | None,
+    kl_R: Tensor | None,
+    scores: Scores | None,
+    *more: Tensor | None,
+) -> TokenReport:
+    """Of one row; `more` are ratio, clipped and KL to the reference, which only a surrogate of its kind has."""
+    if kl_R is None and scores is not None and scores.teacher_logprobs_R is not None:
+        kl_R = _one_sample_kl(student_R, scores)
+    report = TokenReport(student_R, advantage_R, entropy_R, correction_R, kl_R, scores)
+    if terms.surrogate is None:
+        return report
+    ratio_R, clipped_R, reference_kl_R = more
+    if terms.surrogate.old_logprobs_R is not None:
+        report = replace(report, ratio_R=ratio_R, clipped_R=clipped_R)
+    return (
+        report
+        if terms.surrogate.reference_logprobs_R is None
+        else replace(report, reference_kl_R=reference_kl_R)
     )
 
 

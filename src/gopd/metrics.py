@@ -12,7 +12,9 @@ from torch import Tensor
 
 from gopd.learner import Update
 from gopd.memory import peak_memory_gb, restart_peak
-from gopd.types import Rollout, TokenReport
+from gopd.methods.batch import Batch
+from gopd.recipe import SampledRecipe
+from gopd.types import TokenReport
 
 
 class Clock:
@@ -49,20 +51,28 @@ class Clock:
         return seconds | rates | {"memory/peak_gb": max(self.peak_gb.values())}
 
 
-def step_metrics(rollouts: Sequence[Rollout], updates: Sequence[Update]) -> dict[str, float]:
-    """Figures of one step: losses, advantages and gaps per teacher, lengths, rewards per data source."""
-    reports = [report for update in updates for report in update.reports]
+def step_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]:
+    """Figures of one step: losses, advantages and gaps per teacher, groups, lengths, rewards per data source.
+
+    Where nothing was learned from any rollout, those of the loss are left out.
+    """
+    rollouts = batch.rollouts
+    reports = [report for update in updates for report in update.reports if report is not None]
     lengths = [len(r.response_ids) for r in rollouts]
-    figures = {
-        "loss": _mean([u.loss for u in updates]),
-        "grad_norm": _mean([u.grad_norm for u in updates]),
-        "lr": updates[-1].lr,
-        "entropy": float(torch.cat([r.entropy_R for r in reports]).mean()),
+    figures: dict[str, float] = {}
+    if reports:
+        figures |= {
+            "loss": _mean([u.loss for u in updates]),
+            "grad_norm": _mean([u.grad_norm for u in updates]),
+            "lr": updates[-1].lr,
+            "entropy": _mean_of([r.entropy_R for r in reports]),
+        }
+    figures |= {
         "response_tokens/mean": _mean(lengths),
         "response_tokens/max": max(lengths),
         "truncated": _mean([not r.finished for r in rollouts]),
     }
-    figures |= _teacher_metrics(reports) | _correction_metrics(reports)
+    figures |= _teacher_metrics(reports) | _correction_metrics(reports) | _reward_metrics(batch, reports)
     for source in sorted({r.prompt.data_source for r in rollouts}):
         rewards = [r.reward for r in rollouts if r.prompt.data_source == source and r.reward is not None]
         if rewards:
@@ -72,8 +82,9 @@ def step_metrics(rollouts: Sequence[Rollout], updates: Sequence[Update]) -> dict
 
 def _teacher_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
     kls = [r.kl_R for r in reports if r.kl_R is not None]
-    figures = {"kl_to_target": float(torch.cat(kls).mean())} if kls else {}
-    for route in sorted({r.scores.route for r in reports if r.scores is not None}):
+    figures = {"kl_to_target": _mean_of(kls)} if kls else {}
+    routes = {r.scores.route for r in reports if r.scores is not None}
+    for route in sorted(route for route in routes if route is not None):
         mine = [r for r in reports if r.scores is not None and r.scores.route == route]
         advantage_T = torch.cat([r.advantage_R for r in mine])
         figures[f"teacher/{route}/advantage_mean"] = float(advantage_T.mean())
@@ -92,6 +103,25 @@ def _gap(report: TokenReport) -> Tensor | None:
     return scores.teacher_logprobs_R - scores.reference_logprobs_R
 
 
+def _reward_metrics(batch: Batch, reports: Sequence[TokenReport]) -> dict[str, float]:
+    """Shares of groups without a difference and of clipped tokens, importance ratios, KL to the reference."""
+    figures = {}
+    spread: dict[int, bool] = {}
+    for rollout, advantage in zip(batch.rollouts, batch.advantages, strict=True):
+        if isinstance(batch.recipe, SampledRecipe) and batch.recipe.learns_from_reward(rollout.prompt.route):
+            spread[rollout.prompt.index] = spread.get(rollout.prompt.index, False) or advantage != 0
+    if spread:
+        figures["groups/uniform"] = _mean([not differs for differs in spread.values()])
+    ratios = [r.ratio_R for r in reports if r.ratio_R is not None]
+    if ratios:
+        figures |= {"ratio/mean": _mean_of(ratios), "ratio/max": float(torch.cat(ratios).max())}
+        figures["ratio/clipped"] = _mean_of([r.clipped_R.float() for r in reports if r.clipped_R is not None])
+    kls = [r.reference_kl_R for r in reports if r.reference_kl_R is not None]
+    if kls:
+        figures["kl_to_reference"] = _mean_of(kls)
+    return figures
+
+
 def _correction_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
     weights = [r.correction_R for r in reports if r.correction_R is not None]
     if not weights:
@@ -102,6 +132,11 @@ def _correction_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
         "correction/min": float(weights_T.min()),
         "correction/max": float(weights_T.max()),
     }
+
+
+def _mean_of(rows: Sequence[Tensor]) -> float:
+    """Over all tokens."""
+    return float(torch.cat(list(rows)).mean())
 
 
 def _mean(values: Sequence[float | int | bool]) -> float:

@@ -24,7 +24,7 @@ from gopd.data import resolve
 from gopd.errors import BadInput
 from gopd.logprobs import Projection
 from gopd.packing import Packed
-from gopd.recipe import LoraSection, ModelSpec
+from gopd.sections import LoraSection, ModelSpec
 
 
 class LanguageModel:
@@ -168,6 +168,20 @@ def load_model(
     model = LanguageModel(module, tokenizer, f"{role} ({spec.model})", narrow=narrow)
     _check_logits(model)
     return model
+
+
+def load_tokenizer(spec: ModelSpec, role: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; BadInput, naming the role, when there is none."""
+    source = model_source(spec, role)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{role}: cannot load the tokenizer of {spec.model!r}: {' '.join(str(error).split())[:400]}"
+        ) from error
+    return tokenizer
 
 
 def model_source(spec: ModelSpec, role: str) -> str:

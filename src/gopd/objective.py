@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gopd.recipe import Aggregation
+from gopd.sections import Aggregation
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped to ±20 before exp, as published."""
@@ -158,6 +158,55 @@ def correction_weights(
     if beyond == "mask":
         return weights_T * (weights_T <= cap)
     return weights_T.clamp_max(cap)
+
+
+def group_advantages(rewards_B: Tensor, group_B: Tensor, *, normalize: bool) -> Tensor:
+    """GRPO's advantage of each response [B]: its reward minus its group's mean (Shao et al. 2024, arXiv 2402.03300).
+
+    `group_B` numbers the prompt that a response answers, from 0. With `normalize` divided by the group's standard
+    deviation (Bessel's, plus 1e-6, as the published trainers do). Exactly 0 where all rewards of a group are equal.
+    """
+    groups = int(group_B.max()) + 1
+
+    def total(values_B: Tensor) -> Tensor:
+        return values_B.new_zeros(groups).index_add_(0, group_B, values_B)
+
+    count_G = total(torch.ones_like(rewards_B))
+    centred_B = rewards_B - (total(rewards_B) / count_G)[group_B]
+    highest_G, lowest_G = (
+        rewards_B.new_zeros(groups).scatter_reduce_(0, group_B, rewards_B, how, include_self=False)
+        for how in ("amax", "amin")
+    )
+    centred_B = centred_B.masked_fill((highest_G == lowest_G)[group_B], 0)
+    if not normalize:
+        return centred_B
+    deviation_G = (total(centred_B.square()) / (count_G - 1).clamp_min(1)).sqrt()
+    return centred_B / (deviation_G[group_B] + 1e-6)
+
+
+def clipped_surrogate(
+    logprobs_T: Tensor, old_logprobs_T: Tensor, advantage_T: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PPO's loss −min(ρA, clip(ρ, 1−low, 1+high)·A) with ρ = exp(ℓ − ℓ_old), per token (Schulman et al. 2017, Eq. 7).
+
+    Also returns its slope −∂loss/∂ℓ, which is ρA and 0 where the clipped side is the smaller, and ρ itself. ℓ_old is of
+    the weights that sampled; where those are the ones being updated, ρ = 1 and the slope is A. Two bounds: Yu et al.
+    2025, arXiv 2503.14476.
+    """
+    ratio_T = (logprobs_T - old_logprobs_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    free_T = ratio_T * advantage_T
+    held_T = torch.minimum(torch.maximum(ratio_T, 1 - low), 1 + high) * advantage_T
+    return -torch.minimum(free_T, held_T), torch.where(free_T <= held_T, free_T, 0.0), ratio_T
+
+
+def k3(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(δ) − δ − 1 with δ = ℓ_R − ℓ_S, and its slope −∂/∂ℓ_S = exp(δ) − 1, per token (Schulman 2020).
+
+    Never negative; for tokens drawn from S its mean is KL(S ‖ R). As a term of the loss, as GRPO has it, its mean
+    gradient is that of KL(R ‖ S), since the drawing is not differentiated.
+    """
+    gap_T = (reference_logprobs_T - logprobs_T).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.expm1(gap_T) - gap_T, torch.expm1(gap_T)
 
 
 def aggregation_weights(lengths_B: Tensor, aggregation: Aggregation) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 
 from gopd.cost import Limits, ModelCost, Work, measure_limits
 from gopd.methods import opd
+from gopd.methods.batch import Batch
 from gopd.metrics import Clock
-from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 from gopd.scorer import Scorer
 from gopd.setup import Roles
 from gopd.types import Rollout
@@ -49,23 +50,20 @@ class Profiler:
         self._clocks: list[Clock] = []
         self._works: list[dict[str, Work]] = []
 
-    def step(self, rollouts: Sequence[Rollout], clock: Clock) -> None:
+    def step(self, batch: Batch, clock: Clock) -> None:
         """Counts the work of a finished step; rollouts of one prompt stand side by side."""
-        responses = [len(r.response_ids) for r in rollouts]
-        prompts = [len(r.prompt_ids) for r in rollouts]
-        student = ModelCost.of(self.roles.student)
-        if not isinstance(self.recipe, OpdRecipe):
-            works = {"update": student.update(prompts, responses)}
-        else:
-            samples = self.recipe.sampler.samples_per_prompt
-            works = {"update": student.update(prompts, responses, samples=samples)}
-            works["sample"] = student.sampling(
-                prompts, responses, samples=samples, slots=self.recipe.sampler.slots
-            )
-            assert self.roles.scorer is not None
-            bodies, heads = scoring_work(self.roles.scorer, rollouts, samples)
-            moved = "update" if opd.needs_vocabulary(self.recipe.objective) else "score"
+        recipe, student = self.recipe, ModelCost.of(self.roles.student)
+        samples = recipe.sampler.samples_per_prompt if isinstance(recipe, SampledRecipe) else 1
+        learned = [batch.rollouts[i] for part in batch.parts() for i in part if batch.teaches(i)]
+        works = {"update": student.update(*_lengths(learned), samples=samples)}
+        if isinstance(recipe, SampledRecipe):
+            slots = recipe.sampler.slots
+            works["sample"] = student.sampling(*_lengths(batch.rollouts), samples=samples, slots=slots)
+        if self.roles.scorer is not None:
+            bodies, heads = scoring_work(self.roles.scorer, batch.rollouts, samples)
+            in_update = isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective)
             works["score"] = bodies
+            moved = "update" if in_update else "score"
             works[moved] = works[moved] + heads
         self._clocks.append(clock)
         self._works.append(works)
@@ -95,6 +93,10 @@ class Profiler:
             "steps": len(self._clocks),
             "phases": [asdict(phase) for phase in self.phases()],
         }
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> tuple[list[int], list[int]]:
+    return [len(r.prompt_ids) for r in rollouts], [len(r.response_ids) for r in rollouts]
 
 
 def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout], samples: int = 1) -> tuple[Work, Work]:

@@ -1,260 +1,35 @@
-"""The recipe: everything a run depends on, strict, typed and frozen. No torch here.
+"""The recipe of each method: everything a run depends on. No torch here.
 
-Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125). `recipe_file.py`
-reads and writes them, `docs/recipe.md` explains every key.
+Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125); `sections.py` has the parts,
+`recipe_file.py` reads and writes recipes.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
-Estimator = Literal["sampled", "topk", "full"]
-Overlong = Literal["drop", "truncate", "error"]
-Positive = typing.Annotated[int, Field(gt=0)]
-NonNegative = typing.Annotated[int, Field(ge=0)]
-Decay = typing.Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Base of all recipe sections: immutable, unknown keys refused, no silent type conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class View(Section):
-    """How a model sees the prompt. Only the prompt is rendered anew; response ids are never changed."""
-
-    system: str | None = None
-    """System text put before the chat; replaces one that the row brings."""
-    template: str = "{prompt}"
-    """Text of the last user turn. `{prompt}` is the row's own text, `{column}` or `{a.b}` any field of the row."""
-    suffix: str = ""
-    """Text added to the last user turn, as in the published math and code instructions."""
-    enable_thinking: bool | None = None
-    """Passed to the chat template when set (Qwen3's thinking switch)."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Further variables for the chat template."""
-
-
-class ModelSpec(Section):
-    """A model folder, a Hub name, or `builtin:NAME` for a model that ships with the package."""
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-
-class ReferenceSection(ModelSpec):
-    """A reference other than the student's initial weights, e.g. the teacher's pre-RL base."""
-
-    view: View | None = None
-    """None: the student's view."""
-
-
-class TeacherSection(ModelSpec):
-    """One teacher. What is None is taken from the recipe's general setting."""
-
-    view: View | None = None
-    reward_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    reference: ReferenceSection | None = None
-
-
-class LoraSection(Section):
-    """Low-rank adapters by PEFT. The reference is then the base with adapters off, not a second copy."""
-
-    rank: Positive = 32
-    alpha: float = Field(default=64.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-class StudentSection(ModelSpec):
-    """The model that is trained."""
-
-    view: View = View()
-    lora: LoraSection | None = None
-    gradient_checkpointing: bool = False
-
-
-class ObjectiveSection(Section):
-    """The G-OPD objective. `docs/objective.md` derives it."""
-
-    estimator: Estimator = "sampled"
-    reward_scale: float = Field(default=1.25, ge=0, allow_inf_nan=False)
-    top_k: Positive = 64
-    """Size of the student's top-k set; used by `estimator: topk` only."""
-    control_variate: bool = False
-    """`sampled` only: subtract the closed-form mean of the advantage under the student."""
-    reward_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the verifier's reward in the advantage; 0: rewards are only logged."""
-    aggregation: Aggregation = "seq-mean-token-mean"
-
-    @model_validator(mode="after")
-    def _coherent(self) -> ObjectiveSection:
-        if self.estimator != "sampled" and self.control_variate:
-            raise ValueError(f"control_variate belongs to estimator 'sampled', not {self.estimator!r}")
-        if self.estimator != "sampled" and self.reward_weight > 0:
-            raise ValueError(
-                f"reward_weight needs estimator 'sampled': {self.estimator!r} has no sampled-token term"
-            )
-        return self
-
-
-class CorrectionSection(Section):
-    """Rollout correction: weights for tokens whose sampler log-prob differs from the trainer's."""
-
-    mode: Literal["auto", "off"] = "auto"
-    """auto: applied whenever sampler and trainer can differ; off: never."""
-    level: Literal["token", "sequence"] = "token"
-    cap: float = Field(default=5.0, gt=0)
-    beyond: Literal["truncate", "mask"] = "truncate"
-    """What happens to weights above `cap`: cut to it, or the tokens dropped."""
-
-
-class SamplingSection(Section):
-    """How responses are drawn."""
-
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: NonNegative = 0
-    """0: no limit."""
-
-
-class SamplerSection(SamplingSection):
-    """The engine that draws the student's responses."""
-
-    engine: Literal["torch"] = "torch"
-    samples_per_prompt: Positive = 1
-    slots: Positive = 64
-    """Rows that decode side by side; a finished row's slot is refilled."""
-
-
-class Columns(Section):
-    """Which column holds what; dotted names reach into nested fields. Defaults are the published schema."""
-
-    prompt: str = "prompt"
-    """A chat list or a string (then one user turn)."""
-    ground_truth: str = "reward_model.ground_truth"
-    data_source: str = "data_source"
-    route: str = "extra_info.opd_teacher"
-    response: str = "response"
-    """SFT only: the demonstration."""
-
-
-class SourceSection(Section):
-    """Rows from local files (Parquet, JSONL, JSONL.gz) or a Hub dataset; one of the two."""
-
-    files: tuple[str, ...] = ()
-    hub: str | None = None
-    hub_config: str | None = None
-    split: str = "train"
-    columns: Columns = Columns()
-    data_source: str | None = None
-    """Value for rows that have no data_source column."""
-    route: str | None = None
-    """Teacher for rows that have no route column. With one teacher it may be left out."""
-    verifier: Literal["auto", "math", "code", "none"] = "auto"
-    """auto: chosen by data_source."""
-    ground_truth_after: str | None = None
-    """Keep only what follows the last occurrence of this text in the ground truth (GSM8K: `####`)."""
-    limit: Positive | None = None
-    """Use only the first so many rows."""
-
-
-class DataSection(SourceSection):
-    """Training rows."""
-
-    max_prompt_tokens: Positive = 2048
-    max_response_tokens: Positive = 16384
-    overlong: Overlong = "drop"
-    """Prompts longer than the limit: dropped with a count, cut from the left, or an error."""
-    shuffle: bool = True
-
-
-class ValidationSection(SourceSection):
-    """Held-out rows; sampled and graded every so many steps, with the exact KL to the target."""
-
-    every: NonNegative = 10
-    """Steps between validations; 0: only before and after."""
-    before_training: bool = True
-    teachers: bool = False
-    """Also measure every teacher, once, before training."""
-    samples_per_prompt: Positive = 1
-    sampling: SamplingSection = SamplingSection()
-    max_response_tokens: Positive | None = None
-    """None: as in training."""
-
-
-class OptimSection(Section):
-    """AdamW."""
-
-    lr: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    grad_clip: float = Field(default=1.0, gt=0)
-    warmup_steps: NonNegative = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or decay that would reach zero one step after the last."""
-
-
-class TrainSection(Section):
-    """Size and length of the run."""
-
-    steps: Positive | None = None
-    epochs: Positive | None = None
-    prompts_per_step: Positive = 1024
-    mini_batches: Positive = 1
-    """Optimizer steps per batch of rollouts; with more than one, later ones are off-policy and are corrected."""
-    tokens_per_micro_batch: Positive = 16384
-    """Packed tokens (prompt + response) per forward; a longer row gets a micro-batch of its own."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on GPU, float32 on CPU. Master weights are float32 either way."""
-
-    @model_validator(mode="after")
-    def _length(self) -> TrainSection:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give one of train.steps and train.epochs")
-        if self.prompts_per_step % self.mini_batches:
-            raise ValueError(
-                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of mini_batches ({self.mini_batches})"
-            )
-        return self
-
-
-class CheckpointSection(Section):
-    """What is kept to resume from, and which student is exported."""
-
-    every: NonNegative = 10
-    """Steps between checkpoints; 0: only the last."""
-    keep_last: Positive = 2
-    keep_best: bool = False
-    """Keep the checkpoint with the highest validation accuracy as well; every new best is saved."""
-
-
-class TrackingSection(Section):
-    """Where results go."""
-
-    folder: str = "runs"
-    project: str = "gopd"
-    name: str | None = None
-    """Run name; None: the recipe's file name."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    rollouts_every: NonNegative = 1
-    """Steps between Parquet files of rollouts with per-token numbers; 0: none."""
-    rollouts_limit: Positive = 64
-    """At most so many rollouts per file."""
-    show_generations: NonNegative = 0
-    """Responses printed per validation."""
-    profile: bool = False
-    """Print where the steps' time and memory went, against what the machine can do."""
+from gopd.sections import (
+    Aggregation,
+    CheckpointSection,
+    CorrectionSection,
+    DataSection,
+    GrpoSection,
+    ObjectiveSection,
+    OptimSection,
+    Positive,
+    ReferenceSection,
+    SamplerSection,
+    Section,
+    StudentSection,
+    TeacherSection,
+    TrackingSection,
+    TrainSection,
+    ValidationSection,
+    View,
+)
 
 
 class Recipe(Section):
@@ -281,16 +56,55 @@ class Recipe(Section):
         return own or self.data.max_response_tokens
 
 
-class OpdRecipe(Recipe):
+class SampledRecipe(Recipe):
+    """What the methods share whose student learns from its own samples."""
+
+    reference: ReferenceSection | None = None
+    """None: the student's initial weights."""
+    grpo: GrpoSection = GrpoSection()
+    correction: CorrectionSection = CorrectionSection()
+    sampler: SamplerSection = SamplerSection()
+
+    def learns_from_reward(self, route: str | None) -> bool:
+        """Whether the verifier's reward is in the loss of this route's rows."""
+        raise NotImplementedError
+
+    def _check_groups(self, key: str) -> None:
+        if self.sampler.samples_per_prompt == 1:
+            raise ValueError(
+                f"{key} judges a response against the others to the same prompt, and sampler.samples_per_prompt is 1: "
+                "every advantage would be 0; set it to 2 or more (published: 8)"
+            )
+
+
+class OpdRecipe(SampledRecipe):
     """On-policy distillation from one or more teachers (G-OPD; λ = 1 is OPD, λ > 1 ExOPD)."""
 
     method: Literal["opd"] = "opd"
     teachers: dict[str, TeacherSection] = Field(min_length=1)
-    reference: ReferenceSection | None = None
-    """None: the student's initial weights."""
+    reward_routes: tuple[str, ...] = ()
+    """Routes without a teacher: their rows learn from the verifier alone, by the section `grpo`."""
     objective: ObjectiveSection = ObjectiveSection()
-    correction: CorrectionSection = CorrectionSection()
-    sampler: SamplerSection = SamplerSection()
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        if both := sorted({*self.reward_routes} & {*self.teachers}):
+            raise ValueError(
+                f"reward_routes: {both[0]!r} has a teacher; a route learns from one or the other"
+            )
+        if self.reward_routes:
+            self._check_groups("reward_routes")
+        if self.objective.reward_weight > 0:
+            self._check_groups("objective.reward_weight")
+        if self.grpo.kl_weight > 0:
+            raise ValueError(
+                "grpo.kl_weight belongs to method grpo; here the teachers' targets hold the reference"
+            )
+        return self
+
+    def learns_from_reward(self, route: str | None) -> bool:
+        """Whether the verifier's reward is in the loss of this route's rows."""
+        return self.objective.reward_weight > 0 or route in self.reward_routes
 
     def reward_scale(self, route: str) -> float:
         """The reward scale λ of one teacher."""
@@ -306,6 +120,46 @@ class OpdRecipe(Recipe):
         return self.teachers[route].reference or self.reference
 
 
+class GrpoSampler(SamplerSection):
+    """The engine that draws the student's responses, several to a prompt."""
+
+    samples_per_prompt: Positive = 8
+
+
+class GrpoOptim(OptimSection):
+    """AdamW."""
+
+    lr: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+
+
+class GrpoTrain(TrainSection):
+    """Size and length of the run."""
+
+    prompts_per_step: Positive = 128
+
+
+class GrpoRecipe(SampledRecipe):
+    """Reinforcement learning on verifier rewards (GRPO); defaults are those of the published teachers."""
+
+    method: Literal["grpo"]
+    sampler: GrpoSampler = GrpoSampler()
+    optim: GrpoOptim = GrpoOptim()
+    train: GrpoTrain
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        self._check_groups("method grpo")
+        if self.reference is not None and self.grpo.kl_weight == 0:
+            raise ValueError(
+                "reference is used by grpo.kl_weight, which is 0; set a weight or leave the reference out"
+            )
+        return self
+
+    def learns_from_reward(self, route: str | None) -> bool:
+        """Always."""
+        return True
+
+
 class SftRecipe(Recipe):
     """Supervised fine-tuning on demonstrations: the data's `response` column."""
 
@@ -313,5 +167,5 @@ class SftRecipe(Recipe):
     aggregation: Aggregation = "token-mean"
 
 
-AnyRecipe = OpdRecipe | SftRecipe
-RECIPES: Mapping[str, type[Recipe]] = {"opd": OpdRecipe, "sft": SftRecipe}
+AnyRecipe = OpdRecipe | GrpoRecipe | SftRecipe
+RECIPES: Mapping[str, type[Recipe]] = {"opd": OpdRecipe, "grpo": GrpoRecipe, "sft": SftRecipe}

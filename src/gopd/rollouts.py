@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from gopd import views
 from gopd.data import load_prompts
 from gopd.errors import BadInput
 from gopd.model import LanguageModel
-from gopd.recipe import Overlong, SamplingSection, SourceSection, View
 from gopd.sampler import Progress, Request, Sampler
+from gopd.sections import Overlong, SamplingSection, SourceSection, View
 from gopd.types import Prompt, Rollout
 from gopd.verify import grade_all
 
@@ -28,10 +30,15 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def part(self, rows: Sequence[int]) -> PromptSet:
+        """Some of them, by their places."""
+        return PromptSet([self.prompts[i] for i in rows], [self.ids[i] for i in rows])
+
 
 def prompt_set(
     source: SourceSection,
-    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
     view: View,
     *,
     routes: Sequence[str] = (),
@@ -39,10 +46,10 @@ def prompt_set(
     overlong: Overlong = "drop",
     need_response: bool = False,
 ) -> PromptSet:
-    """Loads rows and renders them in a model's view, at most `limit` tokens each. Raises BadInput."""
+    """Loads rows and renders them as the model `name` sees them, at most `limit` tokens each. Raises BadInput."""
     prompts = load_prompts(source, routes=routes, need_response=need_response)
-    views.check_view(view, model.tokenizer, model.name)
-    prompts, ids, report = views.fit(prompts, views.render(view, prompts, model.tokenizer), limit, overlong)
+    views.check_view(view, tokenizer, name)
+    prompts, ids, report = views.fit(prompts, views.render(view, prompts, tokenizer), limit, overlong)
     if report.dropped or report.truncated:
         log.warning(
             "%d of %d prompts are longer than %d tokens: %d dropped, %d cut",
@@ -95,20 +102,20 @@ def grade(rollouts: Sequence[Rollout]) -> None:
 
 
 def demonstrations(data: PromptSet, model: LanguageModel, limit: int) -> list[Rollout]:
-    """Rows with responses as rollouts, for SFT: the response's own tokens and the end-of-sequence token."""
+    """Rows with responses as rollouts, for SFT: the response's tokens and, if it ended, the end-of-sequence token."""
     texts = [p.response for p in data.prompts]
     encoded = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
     eos = model.tokenizer.eos_token_id
     if eos is None:
         raise BadInput(f"{model.name}: its tokenizer names no end-of-sequence token to train on")
-    rollouts = []
+    rollouts, cut = [], 0
     for prompt, prompt_ids, text, ids in zip(data.prompts, data.ids, texts, encoded, strict=True):
         assert text is not None
-        whole = len(ids) < limit
-        rollouts.append(
-            Rollout(prompt, 0, prompt_ids, [*ids, eos] if whole else ids[:limit], None, whole, text)
-        )
-    cut = sum(not r.finished for r in rollouts)
+        fits = len(ids) < limit
+        whole = fits and prompt.response_ended
+        cut += not fits
+        response_ids = [*ids, eos] if whole else ids[:limit]
+        rollouts.append(Rollout(prompt, 0, prompt_ids, response_ids, None, whole, text))
     if cut:
         log.warning(
             "%d of %d demonstrations are longer than %d tokens and were cut", cut, len(rollouts), limit

@@ -14,7 +14,8 @@ from gopd import views
 from gopd.logprobs import Projection, Target
 from gopd.model import LanguageModel, load_model, model_source
 from gopd.packing import micro_batches, pack
-from gopd.recipe import ModelSpec, OpdRecipe, View
+from gopd.recipe import OpdRecipe, SampledRecipe
+from gopd.sections import ModelSpec, ReferenceSection, View
 from gopd.types import Rollout, Scores
 
 
@@ -33,7 +34,10 @@ class Seat:
 
 @dataclass(frozen=True)
 class Route:
-    """One teacher with what belongs to it. `reference` is None exactly when λ = 1."""
+    """One teacher with what belongs to it. `reference` is None exactly when λ = 1.
+
+    With method grpo there is one route, None, and the reference stands in the teacher's place.
+    """
 
     teacher: Seat
     reference: Seat | None
@@ -47,14 +51,19 @@ class Scorer:
     """
 
     def __init__(
-        self, recipe: OpdRecipe, student: LanguageModel, *, device: torch.device, dtype: torch.dtype
+        self, recipe: SampledRecipe, student: LanguageModel, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._recipe = recipe
         self.student = student
         self._device, self._dtype = device, dtype
         self._loaded: dict[tuple[str, str | None], LanguageModel] = {}
         self.forwards: Counter[str] = Counter()
-        self.routes = {name: self._route(name) for name in recipe.teachers}
+        self._without_teacher = {*recipe.reward_routes} if isinstance(recipe, OpdRecipe) else set[str]()
+        self.routes: dict[str | None, Route] = {}
+        if isinstance(recipe, OpdRecipe):
+            self.routes |= {name: self._route(recipe, name) for name in recipe.teachers}
+        else:
+            self.routes[None] = Route(self._reference(recipe.reference, "reference"), None, 1.0)
 
     def score(
         self,
@@ -63,8 +72,8 @@ class Scorer:
         temperature: float,
         keep_hidden: bool = False,
         done: Callable[[int], None] = lambda rows: None,
-    ) -> list[Scores]:
-        """Scores every rollout under its own route, in order.
+    ) -> list[Scores | None]:
+        """Scores every rollout under its own route, in order; None for routes without a teacher.
 
         With `keep_hidden` no head is applied: hidden states are returned for the learner to project.
         `done` is called with the number of rows finished after each forward.
@@ -87,16 +96,19 @@ class Scorer:
                 numbers = (seen.teacher_logprobs_T, seen.reference_logprobs_T, seen.log_partition_T)
                 pieces = zip(*(_cut(n, lengths) for n in numbers), strict=True)
                 for i, three in zip(rows, pieces, strict=True):
-                    scores[i] = Scores(
-                        route, target.reward_scale, *(None if n is None else n.cpu() for n in three)
-                    )
+                    found = [None if n is None else n.cpu() for n in three]
+                    if route is None:
+                        scores[i] = Scores(None, 0.0, reference_logprobs_R=found[0])
+                    else:
+                        scores[i] = Scores(route, target.reward_scale, *found)
             done(len(scores))
-        return [scores[i] for i in range(len(rollouts))]
+        return [scores.get(i) for i in range(len(rollouts))]
 
     @torch.no_grad()
-    def targets(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[int], Target]]:
+    def targets(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[str | None, list[int], Target]]:
         """Yields (route, row numbers, target over their response tokens end to end), micro-batch by micro-batch."""
-        assert all(r.prompt.route in self.routes for r in rollouts), "a rollout without a teacher"
+        known = self.routes.keys() | self._without_teacher
+        assert all(r.prompt.route in known for r in rollouts), "a rollout without a teacher"
         for name, route in self.routes.items():
             rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
             if not rows:
@@ -115,7 +127,7 @@ class Scorer:
                 )
                 yield name, [rows[g] for g in group], target
 
-    def heads(self, route: str) -> tuple[Tensor, Tensor | None]:
+    def heads(self, route: str | None) -> tuple[Tensor, Tensor | None]:
         """The heads [V, D] of a route's teacher and reference."""
         seats = self.routes[route]
         return seats.teacher.model.head_VD, None if seats.reference is None else seats.reference.model.head_VD
@@ -131,17 +143,19 @@ class Scorer:
         with seat.as_frozen():
             return seat.model.project(pack(prompts, responses, self._device))
 
-    def _route(self, name: str) -> Route:
-        recipe = self._recipe
+    def _route(self, recipe: OpdRecipe, name: str) -> Route:
         reward_scale = recipe.reward_scale(name)
         teacher = Seat(self._load(recipe.teachers[name], f"teacher {name}"), recipe.teacher_view(name))
-        return Route(teacher, None if reward_scale == 1 else self._reference(name), reward_scale)
+        if reward_scale == 1:
+            return Route(teacher, None, reward_scale)
+        return Route(
+            teacher, self._reference(recipe.reference_of(name), f"reference of {name}"), reward_scale
+        )
 
-    def _reference(self, route: str) -> Seat:
+    def _reference(self, spec: ReferenceSection | None, role: str) -> Seat:
         view = self._recipe.student.view
-        spec = self._recipe.reference_of(route)
         if spec is not None:
-            return Seat(self._load(spec, f"reference of {route}"), spec.view or view)
+            return Seat(self._load(spec, role), spec.view or view)
         if self.student.adapters is not None:
             return Seat(self.student, view, adapters_off=True)
         return Seat(self._load(self._recipe.student, "reference (student's initial weights)"), view)

@@ -12,7 +12,7 @@ from gopd.errors import BadInput
 from gopd.learner import Learner
 from gopd.model import LanguageModel, load_model
 from gopd.order import PromptOrder
-from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe import AnyRecipe, GrpoRecipe, OpdRecipe, SampledRecipe
 from gopd.rollouts import PromptSet, check_context, demonstrations, prompt_set
 from gopd.sampler import Sampler
 from gopd.sampler.torch import TorchSampler
@@ -22,7 +22,10 @@ from gopd.types import Rollout
 
 @dataclass
 class Roles:
-    """The actors and the data of one run. `scorer` is None and `demonstrations` are set for SFT."""
+    """The actors and the data of one run.
+
+    `scorer` is None where no frozen model takes part: SFT, and GRPO without a KL. `demonstrations` are set for SFT.
+    """
 
     student: LanguageModel
     sampler: Sampler
@@ -37,27 +40,29 @@ class Roles:
 
 def prepare(recipe: AnyRecipe) -> Roles:
     """Loads models and data and checks that they fit together; raises BadInput when they do not."""
-    device, dtype = _device(recipe)
+    device, dtype = device_of(recipe)
     narrow = dtype == torch.bfloat16
     student = load_model(recipe.student, "student", device=device, dtype=torch.float32, narrow=narrow)
     if recipe.student.lora is not None:
         student.add_lora(recipe.student.lora, recipe.train.seed)
-    routes = tuple(recipe.teachers) if isinstance(recipe, OpdRecipe) else ()
+    routes = (*recipe.teachers, *recipe.reward_routes) if isinstance(recipe, OpdRecipe) else ()
     data, validation = _prompts(recipe, student, routes)
     scorer = None
-    if isinstance(recipe, OpdRecipe):
-        scorer = Scorer(recipe, student, device=device, dtype=dtype)
-        _check_seats(scorer, recipe, data, validation)
+    if isinstance(recipe, SampledRecipe):
+        _check_rewards(recipe, data)
+        if isinstance(recipe, OpdRecipe) or recipe.grpo.kl_weight > 0:
+            scorer = Scorer(recipe, student, device=device, dtype=dtype)
+            _check_seats(scorer, recipe, data, validation)
     order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
     steps = recipe.train.steps or order.steps(recipe.train.epochs or 1)
     limit = recipe.data.max_response_tokens
     return Roles(
         student=student,
         sampler=TorchSampler(
-            student, recipe.sampler.slots if isinstance(recipe, OpdRecipe) else VALIDATION_SLOTS
+            student, recipe.sampler.slots if isinstance(recipe, SampledRecipe) else VALIDATION_SLOTS
         ),
         scorer=scorer,
-        learner=_learner(recipe, student, scorer, steps * recipe.train.mini_batches),
+        learner=_learner(recipe, student, scorer, steps * recipe.train.mini_batches * recipe.train.passes),
         data=data,
         demonstrations=demonstrations(data, student, limit) if recipe.method == "sft" else None,
         validation=validation,
@@ -76,7 +81,8 @@ def _prompts(
     limit, view = recipe.data.max_prompt_tokens, recipe.student.view
     data = prompt_set(
         recipe.data,
-        student,
+        student.tokenizer,
+        student.name,
         view,
         routes=routes,
         limit=limit,
@@ -86,16 +92,32 @@ def _prompts(
     check_context(student, data.ids, recipe.data.max_response_tokens)
     if recipe.validation is None:
         return data, None
-    validation = prompt_set(recipe.validation, student, view, routes=routes, limit=limit)
+    validation = prompt_set(
+        recipe.validation, student.tokenizer, student.name, view, routes=routes, limit=limit
+    )
     check_context(student, validation.ids, recipe.validation_response_tokens)
     return data, validation
 
 
-def _check_seats(scorer: Scorer, recipe: OpdRecipe, data: PromptSet, validation: PromptSet | None) -> None:
+def _check_rewards(recipe: SampledRecipe, data: PromptSet) -> None:
+    """Rows that are to learn from rewards must have a verifier."""
+    without = [p for p in data.prompts if p.verifier == "none" and recipe.learns_from_reward(p.route)]
+    if without:
+        shown = ", ".join(f"{p.where} ({p.data_source})" for p in without[:3])
+        more = f" and {len(without) - 3} more rows" if len(without) > 3 else ""
+        raise BadInput(
+            f"{shown}{more}: no verifier, but the reward is what these rows are to learn from; set data.verifier to "
+            "math or code, give a data_source that one belongs to, or leave the rows out"
+        )
+
+
+def _check_seats(
+    scorer: Scorer, recipe: SampledRecipe, data: PromptSet, validation: PromptSet | None
+) -> None:
     """One vocabulary for all; every view renders every row, and every model has room for it."""
     seats: dict[str, Seat] = {}
     for name, route in scorer.routes.items():
-        seats[f"teacher {name}"] = route.teacher
+        seats["reference" if name is None else f"teacher {name}"] = route.teacher
         if route.reference is not None:
             seats[f"reference of {name}"] = route.reference
     models = {"student": scorer.student} | {name: seat.model for name, seat in seats.items()}
@@ -131,10 +153,19 @@ def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, u
             temperature=recipe.sampler.temperature,
             heads=scorer.heads,
         )
+    if isinstance(recipe, GrpoRecipe):
+        return Learner(
+            recipe,
+            student,
+            total_steps=updates,
+            aggregation=recipe.grpo.aggregation,
+            correction=recipe.correction,
+            temperature=recipe.sampler.temperature,
+        )
     return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation)
 
 
-def _device(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
+def device_of(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
     """Where models live, and the dtype of the frozen ones."""
     train = recipe.train
     cuda = torch.cuda.is_available()

@@ -35,6 +35,7 @@ class Prompt:
 
     `where` is the row's place for error messages, as in `train.jsonl:17`; `index` its position among the
     rows kept, which keys its random stream. `fields` holds the raw row, for views that use extra columns.
+    `response` is SFT's demonstration; `response_ended` is false where it was cut, so that no end is learned.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Prompt:
     route: str | None
     response: str | None
     fields: Mapping[str, Any]
+    response_ended: bool = True
 
 
 @dataclass(slots=True)
@@ -73,10 +75,11 @@ class Scores:
 
     `reference_logprobs_R` and `log_partition_R` (log Z of T^λ R^(1-λ), per position) are None when λ = 1: no
     reference is consulted. Estimators that look at the whole vocabulary get hidden states (after the final norm)
-    instead of log-probs; the learner projects them with the scorer's heads and fills the log-probs in.
+    instead of log-probs; the learner projects them with the scorer's heads and fills the log-probs in. With method
+    grpo there is a reference only, and no route.
     """
 
-    route: str
+    route: str | None
     reward_scale: float
     teacher_logprobs_R: Tensor | None = None
     reference_logprobs_R: Tensor | None = None
@@ -86,23 +89,39 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Surrogate:
+    """PPO's clipped loss in place of the plain policy gradient, and a penalty on the distance from a reference.
+
+    `old_logprobs_R` are the trainer's log-probs under the weights that sampled; None: those are the ones being updated,
+    and the ratio is 1. `reference_logprobs_R` is there when `kl_weight` is above 0.
+    """
+
+    clip_low: float
+    clip_high: float
+    old_logprobs_R: Tensor | None = None
+    kl_weight: float = 0.0
+    reference_logprobs_R: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenTerms:
     """What a method says about one rollout: the advantage of a token is `constant_R − own · ℓ_S`.
 
-    `constant_R` does not depend on the student. With `sampler_logprobs_R` the tokens are off-policy and get
-    rollout-correction weights.
+    `constant_R` does not depend on the student. With `sampler_logprobs_R` the tokens get rollout-correction weights.
     """
 
     constant_R: Tensor
     own: float
     sampler_logprobs_R: Tensor | None = None
+    surrogate: Surrogate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
     """What the update saw at every token of one rollout; float32 [R] on the CPU.
 
-    `kl_R` is exact (`full`), a lower bound (`topk`) or one-sample unbiased (`sampled`); None for SFT.
+    `kl_R` is exact (`full`), a lower bound (`topk`) or one-sample unbiased (`sampled`); None without a teacher.
+    `ratio_R` and `clipped_R` are those of a surrogate off-policy, `reference_kl_R` its estimate of KL(S ‖ R).
     """
 
     student_logprobs_R: Tensor
@@ -111,3 +130,6 @@ class TokenReport:
     correction_R: Tensor | None
     kl_R: Tensor | None
     scores: Scores | None
+    ratio_R: Tensor | None = None
+    clipped_R: Tensor | None = None
+    reference_kl_R: Tensor | None = None

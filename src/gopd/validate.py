@@ -15,6 +15,7 @@ from gopd.logprobs import chunks
 from gopd.model import LanguageModel
 from gopd.objective import reverse_kl
 from gopd.packing import pack
+from gopd.recipe import SampledRecipe
 from gopd.scorer import Scorer
 from gopd.types import Rollout
 
@@ -68,18 +69,17 @@ class Validation:
 
 
 def summarize(
-    step: int, model: str, rollouts: Sequence[Rollout], kl_sums: Sequence[float] | None
+    step: int, model: str, rollouts: Sequence[Rollout], kl_sums: Sequence[float | None]
 ) -> Validation:
-    """Figures per data source. `kl_sums` is each rollout's sum over tokens, as from `exact_kl`."""
+    """Figures per data source. `kl_sums` is each rollout's sum over tokens, as from `exact_kl`, or None."""
     domains = {}
     for source in sorted({r.prompt.data_source for r in rollouts}):
         rows = [i for i, r in enumerate(rollouts) if r.prompt.data_source == source]
         mine = [rollouts[i] for i in rows]
         tokens = sum(len(r.response_ids) for r in mine)
         accuracy, low, high = accuracy_interval(mine)
-        kl, kl_low, kl_high = (
-            (None, None, None) if kl_sums is None else kl_interval(mine, [kl_sums[i] for i in rows])
-        )
+        known = [(rollouts[i], kl) for i in rows if (kl := kl_sums[i]) is not None]
+        kl, kl_low, kl_high = kl_interval(*zip(*known, strict=True)) if known else (None, None, None)
         domains[source] = Domain(
             problems=len({r.prompt.index for r in mine}),
             samples=len(mine),
@@ -93,6 +93,15 @@ def summarize(
             kl_high=kl_high,
         )
     return Validation(step, model, domains)
+
+
+def silent_domains(recipe: SampledRecipe, rollouts: Sequence[Rollout]) -> list[str]:
+    """Data sources that rewards should teach, but whose rollouts have none: not one is right."""
+    rewards: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None and recipe.learns_from_reward(rollout.prompt.route):
+            rewards.setdefault(rollout.prompt.data_source, []).append(rollout.reward)
+    return sorted(source for source, found in rewards.items() if not any(found))
 
 
 def accuracy_interval(rollouts: Sequence[Rollout]) -> tuple[float | None, float | None, float | None]:
@@ -135,9 +144,12 @@ def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
 @torch.no_grad()
 def exact_kl(
     student: LanguageModel, scorer: Scorer, rollouts: Sequence[Rollout], temperature: float
-) -> list[float]:
-    """Σ_t KL(S ‖ q_λ) of each rollout under its own route, over the whole vocabulary."""
-    sums = [0.0] * len(rollouts)
+) -> list[float | None]:
+    """Σ_t KL(S ‖ q_λ) of each rollout under its own route, over the whole vocabulary; None without a teacher.
+
+    With method grpo KL(S ‖ R), to the reference.
+    """
+    sums: list[float | None] = [None] * len(rollouts)
     for _, rows, target in scorer.targets(rollouts):
         batch = [rollouts[i] for i in rows]
         packed = pack([r.prompt_ids for r in batch], [r.response_ids for r in batch], student.device)

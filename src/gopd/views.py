@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from gopd.data import as_text, column_names, reach
 from gopd.errors import BadInput
-from gopd.recipe import View
+from gopd.sections import View
 from gopd.types import Message, Prompt
 
 if TYPE_CHECKING:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from gopd.types import Rollout, TokenTerms
 
 
-def token_terms(rollouts: Sequence[Rollout]) -> list[TokenTerms]:
-    """Terms of every demonstration."""
-    return [TokenTerms(torch.ones(len(r.response_ids)), 0.0) for r in rollouts]
+def token_terms(rollout: Rollout) -> TokenTerms:
+    """Terms of one demonstration."""
+    return TokenTerms(torch.ones(len(rollout.response_ids)), 0.0)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gopd.recipe import SamplingSection
+from gopd.sections import SamplingSection
 
 Progress = Callable[[int, int, int], None]
 """Called now and then with (rows finished, rows in all, tokens drawn so far)."""

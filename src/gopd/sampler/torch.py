@@ -21,8 +21,8 @@ from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
 from gopd.errors import RunFailed
 from gopd.model import LanguageModel
 from gopd.prepack import Head, prepacked
-from gopd.recipe import SamplingSection
 from gopd.sampler import Progress, Request, Response
+from gopd.sections import SamplingSection
 
 PREFILL_TOKENS = 8192
 BLOCK = 128

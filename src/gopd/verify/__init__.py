@@ -58,25 +58,30 @@ def check_ground_truth(verifier: VerifierName, ground_truth: str | None) -> None
         code.parse_ground_truth(text)
 
 
-def grade_all(items: Sequence[tuple[VerifierName, str | None, str]]) -> list[float | None]:
-    """Grades (verifier, ground truth, response) triples: 1.0 right, 0.0 wrong, None for verifier `none`.
+Item = tuple["VerifierName", str | None, str]
+"""Verifier, ground truth and response."""
 
-    Programs run side by side, as many as there are CPUs, while the calling thread does the mathematics.
-    Raises BadInput when a ground truth is missing or malformed.
+
+def grade_all(items: Sequence[Item]) -> list[float | None]:
+    """Grades each: 1.0 right, 0.0 wrong, None for verifier `none`.
+
+    Equal items are graded once. Programs run side by side, as many as there are CPUs, while the calling thread does the
+    mathematics. Raises BadInput when a ground truth is missing or malformed.
     """
+    rewards: dict[Item, float | None] = dict.fromkeys(items)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         running = {
-            i: pool.submit(code.grade, _needed(ground_truth, verifier), response)
-            for i, (verifier, ground_truth, response) in enumerate(items)
-            if verifier == "code"
+            item: pool.submit(code.grade, _needed(item[1], "code"), item[2])
+            for item in rewards
+            if item[0] == "code"
         }
-        rewards: list[float | None] = [
-            float(math.grade(_needed(ground_truth, verifier), response)) if verifier == "math" else None
-            for verifier, ground_truth, response in items
-        ]
-        for i, result in running.items():
-            rewards[i] = float(result.result())
-    return rewards
+        for verifier, ground_truth, response in rewards:
+            if verifier == "math":
+                right = math.grade(_needed(ground_truth, verifier), response)
+                rewards[verifier, ground_truth, response] = float(right)
+        for item, result in running.items():
+            rewards[item] = float(result.result())
+    return [rewards[item] for item in items]
 
 
 def _needed(ground_truth: str | None, verifier: VerifierName) -> str:

@@ -1,0 +1,234 @@
+"""Responses of the teachers to a recipe's prompts, as a file to learn from: the off-policy baseline's data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gopd import views
+from gopd.console import Display
+from gopd.errors import BadInput
+from gopd.files import atomic_file, atomic_write, sweep
+from gopd.model import LanguageModel, load_model, load_tokenizer
+from gopd.recipe import AnyRecipe, OpdRecipe
+from gopd.recipe_file import resolved_yaml
+from gopd.rollouts import PromptSet, check_context, grade, prompt_set, sample_rollouts
+from gopd.sampler.torch import TorchSampler
+from gopd.setup import device_of
+from gopd.types import Rollout
+
+GENERATION = 2
+"""First number of the random streams here; training and validation have 0 and 1."""
+SLOTS_PER_PART = 4
+"""A part, the unit of resuming, has so many responses for each slot of the sampler."""
+RESPONSES, SETTINGS, PARTS = "responses.parquet", "settings.json", "parts"
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("response", pa.string()),
+        ("data_source", pa.string()),
+        ("reward_model", pa.struct([("ground_truth", pa.string())])),
+        (
+            "extra_info",
+            pa.struct([("opd_teacher", pa.string()), ("sample", pa.int64()), ("where", pa.string())]),
+        ),
+        ("reward", pa.float64()),
+        ("finished", pa.bool_()),
+        ("response_tokens", pa.int64()),
+    ]
+)
+"""The published columns, so that the file can be a recipe's data; `where` is the row the prompt came from."""
+
+
+def generate(
+    recipe: AnyRecipe,
+    folder: str | Path,
+    *,
+    samples: int = 1,
+    keep_correct: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Path:
+    """Every prompt of `data` answered `samples` times by its own teacher, in its view; returns the Parquet file.
+
+    Temperature, slots, limits and seed are the recipe's. Teachers are loaded one after another. With `keep_correct`
+    only responses that their verifier accepts are written. What is finished is kept in parts, and `resume` goes on from
+    there; the file is the same as without an interruption. Raises BadInput when the recipe has no teachers, when the
+    folder holds something else, or when a row that is to be judged has no verifier.
+    """
+    display, folder = display or Display(), Path(folder)
+    if not isinstance(recipe, OpdRecipe):
+        raise BadInput(
+            f"method {recipe.method} has no teachers to generate from; give a recipe of method opd"
+        )
+    if samples < 1:
+        raise BadInput(f"samples is {samples}; at least 1 response to each prompt is needed")
+    data = _prompts(recipe, keep_correct)
+    _open(folder, {"recipe": resolved_yaml(recipe), "samples": samples, "keep_correct": keep_correct}, resume)
+    if (folder / RESPONSES).exists():
+        display.say(f"finished before: {folder / RESPONSES}")
+        return folder / RESPONSES
+    jobs = [_Job(recipe, name, data, folder / PARTS, samples, keep_correct) for name in recipe.teachers]
+    with display.run(
+        sum(len(job.parts) for job in jobs), sum(part.done for job in jobs for part in job.parts)
+    ):
+        for job in jobs:
+            job.run(display)
+    _join(folder, [part.path for job in jobs for part in job.parts])
+    display.say(f"{_summary(folder / RESPONSES)}written: {folder / RESPONSES}")
+    return folder / RESPONSES
+
+
+def _prompts(recipe: OpdRecipe, keep_correct: bool) -> PromptSet:
+    """The prompts that training would take, in the student's view."""
+    tokenizer = load_tokenizer(recipe.student, "student")
+    routes = (*recipe.teachers, *recipe.reward_routes)
+    data = prompt_set(
+        recipe.data,
+        tokenizer,
+        "student",
+        recipe.student.view,
+        routes=routes,
+        limit=recipe.data.max_prompt_tokens,
+        overlong=recipe.data.overlong,
+    )
+    unjudged = [p.where for p in data.prompts if p.verifier == "none"]
+    if keep_correct and unjudged:
+        raise BadInput(
+            f"{unjudged[0]} and {len(unjudged) - 1} more rows have no verifier to tell which responses are correct; "
+            "set data.verifier, or keep all"
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some prompts of one teacher, and the file with its responses."""
+
+    path: Path
+    prompts: PromptSet
+
+    @property
+    def done(self) -> bool:
+        return self.path.exists()
+
+
+class _Job:
+    """One teacher's prompts."""
+
+    def __init__(
+        self, recipe: OpdRecipe, name: str, data: PromptSet, folder: Path, samples: int, keep_correct: bool
+    ) -> None:
+        self.recipe, self.name, self.samples, self.keep_correct = recipe, name, samples, keep_correct
+        rows = [i for i, prompt in enumerate(data.prompts) if prompt.route == name]
+        size = max(1, SLOTS_PER_PART * recipe.sampler.slots // samples)
+        self.parts = [
+            _Part(folder / f"{name}-{start:09d}.parquet", data.part(rows[start : start + size]))
+            for start in range(0, len(rows), size)
+        ]
+
+    def run(self, display: Display) -> None:
+        """Answers what is not answered yet."""
+        missing = [part for part in self.parts if not part.done]
+        if not missing:
+            return
+        device, dtype = device_of(self.recipe)
+        role = f"teacher {self.name}"
+        model = load_model(self.recipe.teachers[self.name], role, device=device, dtype=dtype).freeze()
+        student = load_tokenizer(self.recipe.student, "student")
+        views.check_same_vocabulary({"student": student, role: model.tokenizer})
+        sampler = TorchSampler(model, self.recipe.sampler.slots)
+        before = len(self.parts) - len(missing)
+        for number, part in enumerate(missing, before + 1):
+            with display.phase(
+                f"{role}, {number}/{len(self.parts)}", len(part.prompts) * self.samples
+            ) as bar:
+                rollouts = sample_rollouts(
+                    sampler,
+                    model,
+                    self._seen(part.prompts, model),
+                    self.recipe.sampler,
+                    samples=self.samples,
+                    max_response_tokens=self.recipe.data.max_response_tokens,
+                    stream=(self.recipe.train.seed, GENERATION),
+                    progress=bar.sampled,
+                )
+                grade(rollouts)
+            kept = [r for r in rollouts if r.reward == 1 or not self.keep_correct]
+            with atomic_file(part.path) as temporary:
+                pq.write_table(pa.Table.from_pylist([_row(r) for r in kept], SCHEMA), temporary)
+            display.advance()
+
+    def _seen(self, prompts: PromptSet, model: LanguageModel) -> PromptSet:
+        """As the teacher sees them."""
+        view = self.recipe.teacher_view(self.name)
+        views.check_view(view, model.tokenizer, model.name)
+        if view != self.recipe.student.view:
+            prompts = replace(prompts, ids=views.render(view, prompts.prompts, model.tokenizer))
+        check_context(model, prompts.ids, self.recipe.data.max_response_tokens)
+        return prompts
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    prompt = rollout.prompt
+    return {
+        "prompt": [dict(message) for message in prompt.messages],
+        "response": rollout.text,
+        "data_source": prompt.data_source,
+        "reward_model": {"ground_truth": prompt.ground_truth},
+        "extra_info": {"opd_teacher": prompt.route, "sample": rollout.sample, "where": prompt.where},
+        "reward": rollout.reward,
+        "finished": rollout.finished,
+        "response_tokens": len(rollout.response_ids),
+    }
+
+
+def _open(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Makes the folder, or takes up one with the same settings."""
+    text, path = json.dumps(settings, indent=1) + "\n", folder / SETTINGS
+    if path.exists():
+        if not resume:
+            raise BadInput(
+                f"{folder} holds responses already; go on with them by --resume, or give a new folder"
+            )
+        if path.read_text(encoding="utf-8") != text:
+            raise BadInput(
+                f"{folder} was begun with another recipe or other options ({path}); give a new folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder} exists and holds something else; give a new folder")
+    if (folder / RESPONSES).exists():
+        return
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    sweep(folder / PARTS)
+    atomic_write(path, text)
+
+
+def _join(folder: Path, parts: Sequence[Path]) -> None:
+    """One file of all parts, in order; then the parts go."""
+    with atomic_file(folder / RESPONSES) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=SCHEMA))
+    shutil.rmtree(folder / PARTS)
+
+
+def _summary(path: Path) -> str:
+    """A line for each teacher."""
+    return "".join(f"{line}\n" for line in _lines(pq.read_table(path).to_pylist()))
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for name in dict.fromkeys(row["extra_info"]["opd_teacher"] for row in rows):
+        mine = [row for row in rows if row["extra_info"]["opd_teacher"] == name]
+        rewards = [row["reward"] for row in mine if row["reward"] is not None]
+        right = f", {sum(rewards) / len(rewards):.1%} correct" if rewards else ""
+        tokens = sum(row["response_tokens"] for row in mine) / len(mine)
+        cut = sum(not row["finished"] for row in mine)
+        yield f"teacher {name}: {len(mine)} responses{right}, {tokens:.1f} tokens on average, {cut} cut at the limit"
