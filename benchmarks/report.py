@@ -189,7 +189,7 @@ def passes(result: Results) -> str:
         (name, f"{median(values):.2f}", f"{result['share'][name]:.0%}")
         for name, values in result["seconds"].items()
     ]
-    title = f"### Scoring and update of 16 ragged rows ({result['model']})\n\n"
+    title = f"### Scoring and update of {len(result['prompts'])} ragged rows ({result['model']})\n\n"
     return title + table(["pass", "seconds", "of the limit"], rows)
 
 
