@@ -28,6 +28,7 @@ from gopd.setup import prepare
 from gopd.tracking import read_metrics
 from gopd.types import Rollout, Surrogate, TokenTerms
 from runs import merged, opd_tree, outcome, write_rows
+from runs import rollouts as rows_of
 from tiny import (
     CPU,
     NO_CLIP,
@@ -214,8 +215,11 @@ def surrogate_loss(
     return weight_R * -torch.minimum(ratio * advantage, held * advantage)
 
 
+CASES = ("fresh", "off-policy", "another engine", "both", "with a KL", "not normalized")
+
+
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-@pytest.mark.parametrize("case", ["fresh", "off-policy", "corrected", "with a KL", "not normalized"])
+@pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_are_those_of_brute_force(
     case: str, aggregation: str, student_folder: Path, reference_folder: Path
 ) -> None:
@@ -230,10 +234,11 @@ def test_loss_and_gradients_are_those_of_brute_force(
         scores = [
             gopd.types.Scores(None, 0.0, reference_logprobs_R=picked(reference, r).float()) for r in rollouts
         ]
-    batch = Batch.of(recipe, rollouts, scores, exact=case != "corrected")
+    other = case in ("another engine", "both")
+    batch = Batch.of(recipe, rollouts, scores, exact=not other)
     stale = [r.sampler_logprobs_R for r in rollouts]
     old = dict(enumerate(stale)) if case in ("off-policy", "with a KL") else None
-    if case == "corrected":
+    if case == "both":
         old = {i: x + 0.1 for i, x in enumerate(stale)}
     update = learner.update(rollouts, scores, batch.terms(range(len(rollouts)), old))
 
@@ -242,7 +247,7 @@ def test_loss_and_gradients_are_those_of_brute_force(
     for i, (rollout, advantage) in enumerate(zip(rollouts, own_advantages(normalize), strict=True)):
         own = picked(plain, rollout, grad=True)
         before = own.detach() if old is None else old[i].double()
-        weight = (before - stale[i].double()).exp().clamp_max(5.0) if case == "corrected" else 1.0
+        weight = (before - stale[i].double()).exp().clamp_max(5.0) if other else 1.0
         loss = surrogate_loss(own, before, advantage, 0.2, 0.28, weight)
         if beta:
             gap = scores[i].reference_logprobs_R.double() - own
@@ -276,38 +281,42 @@ def picked(model: Any, rollout: Rollout, grad: bool = False) -> Tensor:
         return rows[torch.arange(len(rollout.response_ids)), torch.tensor(rollout.response_ids)]
 
 
+@pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("estimator", ["sampled", "full"])
 def test_some_routes_have_a_teacher_and_others_a_reward_in_one_batch(
-    estimator: str, student_folder: Path, teacher_folder: Path
+    estimator: str, off_policy: bool, student_folder: Path, teacher_folder: Path
 ) -> None:
-    """The gradient of a mixed batch is the sum of those of its parts."""
-    teachers = {"teacher": {"model": str(teacher_folder)}}
+    """Loss and gradient of a mixed batch are the sums of those of its parts, in the first update and in later ones."""
     recipe = opd_recipe(
         student_folder,
-        teachers,
+        {"teacher": {"model": str(teacher_folder)}},
         reward_routes=("reward",),
         objective={"reward_scale": 1.0, "estimator": estimator, "aggregation": "seq-mean-token-sum"},
         sampler={"samples_per_prompt": 3},
     )
     grpo = grpo_recipe(student_folder, grpo={"aggregation": "seq-mean-token-sum"})
-    rewarded = grouped(grpo, learner_of(grpo), ("reward",))
-    bench = Bench.of(recipe)
-    taught = make_rollouts(recipe, bench.student, ["teacher"], (4, 9, 1))
+    learner = learner_of(grpo)
+    rewarded = grouped(grpo, learner, ("reward",))
+    taught = make_rollouts(recipe, learner.student, ["teacher"], (4, 9, 1))
     for i, rollout in enumerate(taught):
         rollout.prompt = replace(rollout.prompt, index=10 + i)
+        rollout.sampler_logprobs_R = learner.logprobs([rollout])[0] + 0.3
     mixed = [rewarded[0], taught[0], *rewarded[1:5], taught[1], taught[2], *rewarded[5:]]
-    bench.update(mixed)
-    gradients = first_gradients(bench.learner)
 
-    alone = learner_of(grpo)
-    batch = Batch.of(grpo, rewarded, [None] * 7, exact=True)
-    alone.update(rewarded, [None] * 7, batch.terms(range(7), None))
-    other = Bench.of(recipe)
-    other.update(taught)
-    parts = [(first_gradients(alone), 7 / 10), (first_gradients(other.learner), 3 / 10)]
-    expected = {name: sum(share * g[name] for g, share in parts) for name in gradients}
+    def one_update(recipe: Any, rollouts: list[Rollout]) -> tuple[float, dict[str, Tensor]]:
+        bench = Bench.of(recipe) if recipe.method == "opd" else None
+        learner = learner_of(recipe) if bench is None else bench.learner
+        scores = [None] * len(rollouts) if bench is None else bench.score(rollouts)
+        old = {i: r.sampler_logprobs_R for i, r in enumerate(rollouts)} if off_policy else None
+        terms = Batch.of(recipe, rollouts, scores, exact=True).terms(range(len(rollouts)), old)
+        return learner.update(rollouts, scores, terms).loss, first_gradients(learner)
+
+    loss, gradients = one_update(recipe, mixed)
+    parts = [(one_update(grpo, rewarded), 7 / 10), (one_update(recipe, taught), 3 / 10)]
+    assert loss == pytest.approx(sum(share * part for (part, _), share in parts), rel=1e-5)
+    expected = {name: sum(share * g[name] for (_, g), share in parts) for name in gradients}
     assert_gradients(gradients, expected, tolerance=1e-5)
-    assert bench.scorer.score(mixed, temperature=1.0, keep_hidden=False)[0] is None
+    assert Bench.of(recipe).score(mixed)[0] is None
 
 
 def test_one_update_makes_no_stale_pass_and_more_make_one_only_for_another_sampler(
@@ -389,7 +398,14 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"train": {"mini_batches": 2, "passes": 2}, "grpo": {"kl_weight": 0.1, "drop_uniform": True}}],
+    [
+        {},
+        {
+            "train": {"mini_batches": 2, "passes": 2},
+            "grpo": {"kl_weight": 0.1, "drop_uniform": True},
+            "optim": {"schedule": "linear"},
+        },
+    ],
     ids=["plain", "off-policy"],
 )
 def test_a_run_learns_from_rewards_and_repeats_bit_by_bit(
@@ -403,6 +419,15 @@ def test_a_run_learns_from_rewards_and_repeats_bit_by_bit(
     off_policy = bool(sections)
     assert [name in whole[0] for name in ("ratio/clipped", "kl_to_reference")] == [off_policy] * 2
     assert whole[-1]["grad_norm"] > 0
+    assert whole[-1]["lr"] == pytest.approx(1e-3 / 12 if off_policy else 1e-3)
+    learned = [row for row in rows_of(run, 1) if row["student_logprobs"] is not None]
+    assert 0 < len(learned) <= 16
+    for row in learned:  # what the first update saw: the weights that sampled
+        assert row["reference_logprobs"] == (
+            pytest.approx(row["sampler_logprobs"], abs=1e-4) if off_policy else None
+        )
+    first = learned[0]
+    assert first["student_logprobs"] == pytest.approx(first["sampler_logprobs"], abs=1e-4)
     again = gopd.train(parse_recipe(merged(tree, {"tracking": {"name": "again"}})))
     assert outcome(again)["metrics"] == outcome(run)["metrics"]
 
