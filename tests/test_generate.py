@@ -105,7 +105,9 @@ def test_a_killed_run_goes_on_without_asking_again(
     assert not (tmp_path / "cut" / "parts").exists()
 
 
-def test_only_correct_responses_are_kept(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_correct_responses_are_kept(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = merged(tree, {"data": {"verifier": "math"}})
     monkeypatch.setattr(
         generate_module,
@@ -113,6 +115,7 @@ def test_only_correct_responses_are_kept(tree: Tree, tmp_path: Path, monkeypatch
         lambda rollouts: [setattr(r, "reward", float(r.sample == 1)) for r in rollouts],
     )
     rows = rows_of(generate(parse_recipe(tree), tmp_path / "out", samples=3, keep_correct=True))
+    assert "teacher b: 18 responses, 33.3% correct, 6 kept" in capsys.readouterr().out
     assert len(rows) == 12
     assert {row["extra_info"]["sample"] for row in rows} == {1}
     assert {row["reward"] for row in rows} == {1.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,10 @@ def generate(
         for job in jobs:
             job.run(display)
     _join(folder, [part.path for job in jobs for part in job.parts])
-    display.say(f"{_summary(folder / RESPONSES)}written: {folder / RESPONSES}")
+    rows = pq.read_table(folder / RESPONSES).to_pylist()
+    for job in jobs:
+        display.say(_summary(job, [r for r in rows if r["extra_info"]["opd_teacher"] == job.name]))
+    display.say(f"written: {folder / RESPONSES}")
     return folder / RESPONSES
 
 
@@ -219,16 +222,12 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
     shutil.rmtree(folder / PARTS)
 
 
-def _summary(path: Path) -> str:
-    """A line for each teacher."""
-    return "".join(f"{line}\n" for line in _lines(pq.read_table(path).to_pylist()))
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for name in dict.fromkeys(row["extra_info"]["opd_teacher"] for row in rows):
-        mine = [row for row in rows if row["extra_info"]["opd_teacher"] == name]
-        rewards = [row["reward"] for row in mine if row["reward"] is not None]
-        right = f", {sum(rewards) / len(rewards):.1%} correct" if rewards else ""
-        tokens = sum(row["response_tokens"] for row in mine) / len(mine)
-        cut = sum(not row["finished"] for row in mine)
-        yield f"teacher {name}: {len(mine)} responses{right}, {tokens:.1f} tokens on average, {cut} cut at the limit"
+def _summary(job: _Job, rows: Sequence[dict[str, Any]]) -> str:
+    """What came of one teacher's prompts."""
+    asked = sum(len(part.prompts) for part in job.parts) * job.samples
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    right = f", {sum(rewards) / asked:.1%} correct" if len(rewards) == len(rows) and rewards else ""
+    kept = f", {len(rows)} kept" if job.keep_correct else ""
+    tokens = sum(row["response_tokens"] for row in rows) / max(1, len(rows))
+    cut = sum(not row["finished"] for row in rows)
+    return f"teacher {job.name}: {asked} responses{right}{kept}; {tokens:.1f} tokens on average, {cut} cut at the limit"
