@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from gopd import data
-from gopd.data import load_prompts, resolve
+from gopd import rows
+from gopd.data import load_prompts
 from gopd.errors import BadInput
 from gopd.order import PromptOrder
+from gopd.rows import resolve
 from gopd.sections import Columns, SourceSection, ValidationSection
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -367,7 +368,7 @@ def test_a_hub_dataset_that_is_not_there_says_what_to_pass_instead(monkeypatch: 
 
 def test_builtin_names_are_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("some/rows.jsonl") == Path("some/rows.jsonl")
-    monkeypatch.setattr(data, "BUILTIN_FOLDER", tmp_path)
+    monkeypatch.setattr(rows, "BUILTIN_FOLDER", tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "rows").mkdir()
     write_jsonl(tmp_path / "rows" / "train.jsonl", [{"prompt": "p"}])

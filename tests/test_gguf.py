@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from conftest import random_model
-from gopd.data import resolve
 from gopd.errors import BadInput
 from gopd.gguf import import_gguf
+from gopd.rows import resolve
 
 BASE = resolve("builtin:base")
 

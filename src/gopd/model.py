@@ -20,10 +20,10 @@ from transformers import (
 
 from gopd import attention
 from gopd.attention import DecodeLayout, PackedLayout
-from gopd.data import resolve
 from gopd.errors import BadInput
 from gopd.logprobs import Projection
 from gopd.packing import Packed
+from gopd.rows import resolve
 from gopd.sections import LoraSection, ModelSpec
 
 

@@ -12,7 +12,7 @@ from gopd.errors import BadInput
 from gopd.learner import Learner
 from gopd.model import LanguageModel, load_model
 from gopd.order import PromptOrder
-from gopd.recipe import AnyRecipe, GrpoRecipe, OpdRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 from gopd.rollouts import PromptSet, check_context, demonstrations, prompt_set
 from gopd.sampler import Sampler
 from gopd.sampler.torch import TorchSampler
@@ -141,28 +141,19 @@ def _check_seats(
 
 
 def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, updates: int) -> Learner:
-    if isinstance(recipe, OpdRecipe):
-        assert scorer is not None
-        return Learner(
-            recipe,
-            student,
-            total_steps=updates,
-            aggregation=recipe.objective.aggregation,
-            objective=recipe.objective,
-            correction=recipe.correction,
-            temperature=recipe.sampler.temperature,
-            heads=scorer.heads,
-        )
-    if isinstance(recipe, GrpoRecipe):
-        return Learner(
-            recipe,
-            student,
-            total_steps=updates,
-            aggregation=recipe.grpo.aggregation,
-            correction=recipe.correction,
-            temperature=recipe.sampler.temperature,
-        )
-    return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation)
+    if not isinstance(recipe, SampledRecipe):
+        return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation)
+    objective = recipe.objective if isinstance(recipe, OpdRecipe) else None
+    return Learner(
+        recipe,
+        student,
+        total_steps=updates,
+        aggregation=(objective or recipe.grpo).aggregation,
+        objective=objective,
+        correction=recipe.correction,
+        temperature=recipe.sampler.temperature,
+        heads=None if scorer is None else scorer.heads,
+    )
 
 
 def device_of(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
