@@ -432,6 +432,32 @@ def test_a_run_learns_from_rewards_and_repeats_bit_by_bit(
     assert outcome(again)["metrics"] == outcome(run)["metrics"]
 
 
+def test_adapters_are_held_to_their_base_without_a_second_copy(
+    tmp_path: Path, student_folder: Path, parity: None
+) -> None:
+    tree = grpo_tree(tmp_path, student_folder, grpo={"kl_weight": 0.1}, train={"passes": 2})
+    tree["student"]["lora"] = {"rank": 2}
+    assert prepare(parse_recipe(tree)).scorer.models == []  # type: ignore[union-attr]
+    run = gopd.train(parse_recipe(tree))
+    for step, same in ((1, True), (3, False)):
+        rows = [row for row in rows_of(run, step) if row["reference_logprobs"]]
+        base, own = (
+            torch.tensor([n for r in rows for n in r[f"{w}_logprobs"]]) for w in ("reference", "student")
+        )
+        assert torch.allclose(base, own, atol=1e-4) == same
+
+
+def test_where_sampler_and_trainer_differ_the_weights_and_the_ratio_are_apart(
+    tmp_path: Path, student_folder: Path, parity: None
+) -> None:
+    """In bfloat16: rollout correction from the sampler to the weights that sampled, the ratio from there on."""
+    train = {"mini_batches": 2, "compute_dtype": "bfloat16"}
+    run = gopd.train(parse_recipe(grpo_tree(tmp_path, student_folder, train=train)))
+    for entry in read_metrics(run / "metrics.jsonl"):
+        assert 0.9 < entry["correction/min"] < 1 < entry["correction/max"] < 1.1
+        assert entry["ratio/mean"] == pytest.approx(1, abs=0.2)
+
+
 def test_a_step_that_teaches_nothing_is_no_error(
     tmp_path: Path, student_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
