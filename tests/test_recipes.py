@@ -37,6 +37,20 @@ def test_quickstart_runs_as_it_is_but_shorter(tmp_path: Path) -> None:
     assert models == ["student", "teacher math", "teacher code", "student"]
 
 
+def test_tiny_grpo_runs_as_it_is_but_shorter(tmp_path: Path) -> None:
+    overrides = [
+        "train.steps=1",
+        "train.prompts_per_step=8",
+        "validation.limit=8",
+        f"tracking.folder={tmp_path}",
+    ]
+    run = gopd.train(gopd.load_recipe(ROOT / "recipes/tiny-grpo.yaml", overrides))
+    (entry,) = read_metrics(run / "metrics.jsonl")
+    assert 0 < entry["reward/tiny/arithmetic"] < 1
+    assert entry["groups/uniform"] < 1
+    assert entry["grad_norm"] > 0
+
+
 def test_smollm2_runs_with_a_tiny_model_in_its_place(tmp_path: Path) -> None:
     rows = tmp_path / "gsm8k.jsonl"
     row = {"question": "Ann has 3 pens and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
