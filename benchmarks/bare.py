@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout, attend
-from gopd.logprobs import CHUNK_BYTES
+from gopd.logprobs import token_chunks
 from gopd.model import LanguageModel
 from gopd.prepack import prepacked
 
@@ -85,9 +85,8 @@ def sampling_attention(model: LanguageModel, prompts: Sequence[int], tokens: int
 def packed_products(model: LanguageModel, tokens: int, predicted: int, *, backward: bool) -> None:
     """The products of one pass over so many tokens, with the head on those that predict; and of its backward pass."""
     layers = [(m.weight, tokens) for m in model.body.modules() if type(m) is nn.Linear]
-    chunk = max(1, CHUNK_BYTES // (4 * model.head_VD.shape[0]))
-    pieces = [min(chunk, predicted - start) for start in range(0, predicted, chunk)]
-    for weight, rows in [*layers, *((model.head_VD, piece) for piece in pieces)]:
+    heads = [(model.head_VD, c.stop - c.start) for c in token_chunks(predicted, len(model.head_VD))]
+    for weight, rows in [*layers, *heads]:
         weight = weight.detach()
         values, gradient = (torch.ones(rows, n) for n in (weight.shape[1], weight.shape[0]))
         nn.functional.linear(values, weight)

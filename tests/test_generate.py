@@ -157,6 +157,9 @@ def test_bad_input_is_refused_before_any_response(tree: Tree, tmp_path: Path, st
         generate(recipe, tmp_path / "out", keep_correct=True)
     with pytest.raises(BadInput, match="samples is 0"):
         generate(recipe, tmp_path / "out", samples=0)
+    lost = merged(tree, {"teachers": {"b": {"model": str(tmp_path / "nowhere")}}})
+    with pytest.raises(BadInput, match="teacher b: no model folder at"):
+        generate(parse_recipe(lost), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(BadInput, match="exists and holds something else"):
         generate(recipe, tmp_path)

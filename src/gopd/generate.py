@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from gopd import views
 from gopd.console import Display
@@ -70,7 +71,7 @@ def generate(
         )
     if samples < 1:
         raise BadInput(f"samples is {samples}; at least 1 response to each prompt is needed")
-    data = _prompts(recipe, keep_correct)
+    data = _prompts(recipe, _checked_tokenizer(recipe), keep_correct)
     _open(folder, {"recipe": resolved_yaml(recipe), "samples": samples, "keep_correct": keep_correct}, resume)
     if (folder / RESPONSES).exists():
         display.say(f"finished before: {folder / RESPONSES}")
@@ -82,16 +83,27 @@ def generate(
         for job in jobs:
             job.run(display)
     _join(folder, [part.path for job in jobs for part in job.parts])
-    rows = pq.read_table(folder / RESPONSES).to_pylist()
+    seen = ["extra_info", "reward", "finished", "response_tokens"]
+    rows = pq.read_table(folder / RESPONSES, columns=seen).to_pylist()
     for job in jobs:
         display.say(_summary(job, [r for r in rows if r["extra_info"]["opd_teacher"] == job.name]))
     display.say(f"written: {folder / RESPONSES}")
     return folder / RESPONSES
 
 
-def _prompts(recipe: OpdRecipe, keep_correct: bool) -> PromptSet:
+def _checked_tokenizer(recipe: OpdRecipe) -> PreTrainedTokenizerBase:
+    """The student's; every teacher is there, has the same vocabulary, and can be prompted in its view."""
+    tokenizers = {"student": load_tokenizer(recipe.student, "student")}
+    for name, teacher in recipe.teachers.items():
+        role = f"teacher {name}"
+        tokenizers[role] = load_tokenizer(teacher, role)
+        views.check_view(recipe.teacher_view(name), tokenizers[role], role)
+    views.check_same_vocabulary(tokenizers)
+    return tokenizers["student"]
+
+
+def _prompts(recipe: OpdRecipe, tokenizer: PreTrainedTokenizerBase, keep_correct: bool) -> PromptSet:
     """The prompts that training would take, in the student's view."""
-    tokenizer = load_tokenizer(recipe.student, "student")
     routes = (*recipe.teachers, *recipe.reward_routes)
     data = prompt_set(
         recipe.data,
@@ -145,8 +157,6 @@ class _Job:
         device, dtype = device_of(self.recipe)
         role = f"teacher {self.name}"
         model = load_model(self.recipe.teachers[self.name], role, device=device, dtype=dtype).freeze()
-        student = load_tokenizer(self.recipe.student, "student")
-        views.check_same_vocabulary({"student": student, role: model.tokenizer})
         sampler = TorchSampler(model, self.recipe.sampler.slots)
         before = len(self.parts) - len(missing)
         for number, part in enumerate(missing, before + 1):
@@ -172,7 +182,6 @@ class _Job:
     def _seen(self, prompts: PromptSet, model: LanguageModel) -> PromptSet:
         """As the teacher sees them."""
         view = self.recipe.teacher_view(self.name)
-        views.check_view(view, model.tokenizer, model.name)
         if view != self.recipe.student.view:
             prompts = replace(prompts, ids=views.render(view, prompts.prompts, model.tokenizer))
         check_context(model, prompts.ids, self.recipe.data.max_response_tokens)

@@ -65,9 +65,13 @@ class SampledRecipe(Recipe):
     correction: CorrectionSection = CorrectionSection()
     sampler: SamplerSection = SamplerSection()
 
+    def has_teacher(self, route: str | None) -> bool:
+        """Whether a teacher scores this route's rows."""
+        return False
+
     def learns_from_reward(self, route: str | None) -> bool:
         """Whether the verifier's reward is in the loss of this route's rows."""
-        raise NotImplementedError
+        return not self.has_teacher(route)
 
     def _check_groups(self, key: str) -> None:
         if self.sampler.samples_per_prompt == 1:
@@ -102,9 +106,13 @@ class OpdRecipe(SampledRecipe):
             )
         return self
 
+    def has_teacher(self, route: str | None) -> bool:
+        """Whether a teacher scores this route's rows."""
+        return route not in self.reward_routes
+
     def learns_from_reward(self, route: str | None) -> bool:
         """Whether the verifier's reward is in the loss of this route's rows."""
-        return self.objective.reward_weight > 0 or route in self.reward_routes
+        return self.objective.reward_weight > 0 or super().learns_from_reward(route)
 
     def reward_scale(self, route: str) -> float:
         """The reward scale λ of one teacher."""
@@ -154,10 +162,6 @@ class GrpoRecipe(SampledRecipe):
                 "reference is used by grpo.kl_weight, which is 0; set a weight or leave the reference out"
             )
         return self
-
-    def learns_from_reward(self, route: str | None) -> bool:
-        """Always."""
-        return True
 
 
 class SftRecipe(Recipe):

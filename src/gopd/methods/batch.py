@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gopd.methods import grpo, opd, sft
-from gopd.recipe import AnyRecipe, GrpoRecipe, OpdRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 from gopd.types import Rollout, Scores, TokenTerms
 
 
@@ -91,10 +91,8 @@ class Batch:
         return self._on_reward_alone(i) and self.teaches(i)
 
     def _on_reward_alone(self, i: int) -> bool:
-        recipe, route = self.recipe, self.rollouts[i].prompt.route
-        if isinstance(recipe, OpdRecipe):
-            return route in recipe.reward_routes
-        return isinstance(recipe, GrpoRecipe)
+        route = self.rollouts[i].prompt.route
+        return isinstance(self.recipe, SampledRecipe) and not self.recipe.has_teacher(route)
 
     def _dropped(self, i: int) -> bool:
         if not isinstance(self.recipe, SampledRecipe) or not self.recipe.grpo.drop_uniform:
