@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/run.py [PART ...] [--quick] [--gsm8k FOLDER] [--report]
 
-Each part writes one JSON file; a run goes on where the last one was stopped, unless --anew. Nothing else should be
-busy on the machine.
+Each part writes one JSON file. A run goes on where the last one of the same commit on the same machine was stopped,
+unless --anew. Nothing else should be busy on the machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in [] if options.report else options.parts or PARTS:
         path = folder / f"{part}.json"
-        if path.exists() and not (options.anew or options.quick):
+        if not (options.anew or options.quick) and measured(path):
             print(f"{part}: measured before, in {path}")
             continue
         # A process each: what one part does to memory and threads must not reach the next.
@@ -61,6 +61,14 @@ def main() -> None:
             sys.exit(f"{part} failed with exit code {process.exitcode}")
     if not options.quick:
         importlib.import_module("report").write(folder)
+
+
+def measured(path: Path) -> bool:
+    """Whether a part's results are there, of this very commit and machine."""
+    if not path.exists():
+        return False
+    before, now = json.loads(path.read_text())["machine"], machine()
+    return all(before[key] == now[key] for key in now.keys() - {"time"})
 
 
 def measure(part: str, path: Path, quick: bool, gsm8k: Path | None) -> None:
