@@ -49,7 +49,8 @@ def _kl(run: Path, step: int, start: str, scale: float) -> Interval:
     student = load_model(recipe.student, "student", device=cpu, dtype=torch.float32)
     prompts = prompt_set(
         recipe.validation,
-        student,
+        student.tokenizer,
+        student.name,
         recipe.student.view,
         routes=tuple(recipe.teachers),
         limit=recipe.data.max_prompt_tokens,

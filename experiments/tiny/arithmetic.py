@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from schema import Problem
+from steps import CONFUSED_WITH, NAMES, SLIPS, Step, step, worked
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,7 @@ FORMS = (
     ),
 )
 QUESTIONS = ("Compute {e}.", "What is {e}?")
-NAMES = ("Tom", "Anna", "Sam", "Mia", "Leo", "Eva", "Max", "Zoe")
 THINGS = ("apples", "pens", "books", "coins", "cards", "eggs", "shells", "stamps")
-OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-CONFUSED_WITH = {"+": "-", "-": "+", "*": "+"}
-SLIPS = (-10, -1, 1, 10)
 
 
 def draw_arithmetic(rng: random.Random, wanted: Callable[[str], bool]) -> Problem:
@@ -100,7 +96,7 @@ def draw_arithmetic(rng: random.Random, wanted: Callable[[str], bool]) -> Proble
         key=key,
         prompt=prompt,
         ground_truth=str(trace[-1][3]),
-        solution=_worked(trace),
+        solution=worked(trace),
         mistaken=lambda rng: _mistaken_arithmetic(form.steps, numbers, trace[-1][3], rng),
     )
 
@@ -115,10 +111,6 @@ def _operand(kind: str, rng: random.Random) -> int:
             return rng.randint(2, 9)
 
 
-Step = tuple[int, str, int, int]
-"""Left operand, operator, right operand, result."""
-
-
 def _trace(
     steps: tuple[str, ...], numbers: dict[str, int], changes: dict[int, tuple[str, int]] | None = None
 ) -> list[Step]:
@@ -127,15 +119,8 @@ def _trace(
     for index, (left, symbol, right) in enumerate(steps):
         x, y = (trace[int(name)][3] if name.isdigit() else numbers[name] for name in (left, right))
         symbol, slip = (changes or {}).get(index, (symbol, 0))
-        trace.append((x, symbol, y, OPERATORS[symbol](x, y) + slip))
+        trace.append(step(x, symbol, y, slip))
     return trace
-
-
-def _worked(trace: list[Step]) -> str:
-    return (
-        " ".join(f"{x}{symbol}{y}={result}." for x, symbol, y, result in trace)
-        + f" \\boxed{{{trace[-1][3]}}}"
-    )
 
 
 def _mistaken_arithmetic(
@@ -149,4 +134,4 @@ def _mistaken_arithmetic(
         change = confused if rng.random() < 0.4 else (symbol, rng.choice(SLIPS))
         trace = _trace(steps, numbers, {index: change})
         if trace[-1][3] != right and all(0 <= result < 200 for _, _, _, result in trace):
-            return _worked(trace)
+            return worked(trace)

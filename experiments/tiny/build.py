@@ -1,8 +1,9 @@
 """Rebuilds the tiny family: `python experiments/tiny/build.py`, from anywhere, no arguments.
 
-Data, tokenizer and random starts are made first, then `gopd train` runs the recipes beside this file in
-order, and each trained student is cast to bfloat16, measured on the held-out problems and installed into the
-package with its model card. A finished stage is not redone; delete `scratch/` to start over.
+Data, tokenizer and random starts are made first. Then `gopd train` runs a recipe beside this file for each model, in
+order: the bases learn from demonstrations, the teachers from rewards. Each trained student is cast to bfloat16,
+measured on the held-out problems and installed into the package with its model card, and what is made from it starts
+from there. A finished stage is not redone; delete `scratch/` and the package's folder to start over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,39 +38,75 @@ SCRATCH = HERE / "scratch"
 PACKAGE = ROOT / "src" / "gopd" / "tiny"
 
 SEED = 0
-MISTAKE_RATE: dict[Domain, float] = {"arithmetic": 0.4, "lists": 0.65}  # in the mixed data
-DEMONSTRATIONS: dict[str, dict[Domain, int]] = {
-    "mixed": {"arithmetic": 40_000, "lists": 10_000},
-    "math": {"arithmetic": 4_000},
-    "code": {"lists": 4_000},
+DEMONSTRATIONS: dict[Domain, tuple[int, float]] = {
+    "arithmetic": (40_000, 0.4),
+    "lists": (10_000, 0.65),
+    "sequences": (8_000, 0.4),
+    "strings": (10_000, 0.65),
 }
-TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2_000, 500  # per domain
-ABOUT = {
-    "base": ("small", "mixed-quality demonstrations of both domains"),
-    "math": ("small", "error-free arithmetic demonstrations, starting from `base`"),
-    "code": ("small", "error-free list-function demonstrations, starting from `base`"),
-    "large-base": ("large", "mixed-quality demonstrations of both domains"),
-    "large-math": ("large", "error-free arithmetic demonstrations, starting from `large-base`"),
+"""How many the bases learn from, and the share of them with a mistake."""
+FILES: dict[str, tuple[Part, tuple[Domain, Domain], int]] = {
+    "train.parquet": ("train", ("arithmetic", "lists"), 2_000),
+    "heldout.parquet": ("heldout", ("arithmetic", "lists"), 500),
+    "more-train.parquet": ("train", ("sequences", "strings"), 2_000),
+    "more-heldout.parquet": ("heldout", ("sequences", "strings"), 500),
+}
+"""Data that ships: part, domains, problems of each."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is made: its size, its recipe, what the recipe is changed by, and that in words."""
+
+    size: str
+    recipe: str
+    changes: tuple[str, ...]
+    words: str
+
+
+def taught(base: str, domain: Domain, steps: int, size: str = "small") -> Plan:
+    """A teacher by reinforcement learning in one domain."""
+    more = "more-" if domain in ("sequences", "strings") else ""
+    changes = (
+        f"student.model=builtin:{base}",
+        f"data.files=[builtin:{more}train.parquet]",
+        f"data.keep_sources=[tiny/{domain}]",
+        f"train.steps={steps}",
+    )
+    return Plan(size, "teacher.yaml", changes, f"reinforcement learning on {domain}, starting from `{base}`")
+
+
+MODELS = {
+    "base": Plan("small", "base.yaml", (), "mixed-quality demonstrations of all four domains"),
+    "math": taught("base", "arithmetic", 40),
+    "code": taught("base", "lists", 10),
+    "sequences": taught("base", "sequences", 80),
+    "strings": taught("base", "strings", 10),
+    "math-saturated": taught("base", "arithmetic", 400),
+    "code-saturated": taught("base", "lists", 60),
+    "large-base": Plan(
+        "large",
+        "base.yaml",
+        ("student.model=experiments/tiny/scratch/initial-large", "optim.lr=2e-3", "train.steps=1600"),
+        "mixed-quality demonstrations of all four domains",
+    ),
+    "large-math": taught("large-base", "arithmetic", 60, "large"),
 }
 
 
 def main() -> None:
+    names = sys.argv[1:] or list(MODELS)
     SCRATCH.mkdir(exist_ok=True)
     PACKAGE.mkdir(exist_ok=True)
-    for name in DEMONSTRATIONS:
-        once(SCRATCH / f"{name}.jsonl", lambda path, name=name: write_demonstrations(path, name))
-    once(PACKAGE / "train.parquet", lambda path: write_parquet(path, alternating("train", TRAIN_PROMPTS)))
-    once(
-        PACKAGE / "heldout.parquet",
-        lambda path: write_parquet(path, alternating("heldout", HELD_OUT_PROMPTS)),
-    )
+    once(SCRATCH / "mixed.jsonl", write_demonstrations)
+    for file, (part, domains, count) in FILES.items():
+        drawn = alternating(part, domains, count)
+        once(PACKAGE / file, lambda path, drawn=drawn: write_parquet(path, drawn))
     tokenizer = make_tokenizer(SEED)
-    for shape in ("small", "large"):
-        once(
-            SCRATCH / f"initial-{shape}", lambda path, shape=shape: save_initial(path, shape, tokenizer, SEED)
-        )
-    for name in ABOUT:
-        install(name, train(name))
+    for size in ("small", "large"):
+        once(SCRATCH / f"initial-{size}", lambda path, size=size: save_initial(path, size, tokenizer, SEED))
+    for name in names:
+        once(PACKAGE / name, lambda path, name=name: install(name, train(name), path))
 
 
 def once(path: Path, make: Callable[[Path], None]) -> None:
@@ -83,25 +121,21 @@ def once(path: Path, make: Callable[[Path], None]) -> None:
     partial.rename(path)
 
 
-def write_demonstrations(path: Path, name: str) -> None:
-    mixed = name == "mixed"
-    seed = SEED if mixed else SEED + 1
+def write_demonstrations(path: Path) -> None:
     found = [
         row
-        for domain, count in DEMONSTRATIONS[name].items()
-        for row in rows(
-            domain, "train", count, seed=seed, mistake_rate=MISTAKE_RATE[domain] if mixed else 0.0
-        )
+        for domain, (count, mistakes) in DEMONSTRATIONS.items()
+        for row in rows(domain, "train", count, seed=SEED, mistake_rate=mistakes)
     ]
     random.Random(SEED).shuffle(found)
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
 
 
-def alternating(part: Part, count: int) -> list[Row]:
-    """`count` problems of each domain, taking turns, so that any first rows hold both; no demonstrations."""
-    pair = [rows(domain, part, count, seed=SEED + 2) for domain in ("arithmetic", "lists")]
+def alternating(part: Part, domains: Sequence[Domain], count: int) -> list[Row]:
+    """`count` problems of each domain, taking turns, so that any first rows hold all; no demonstrations."""
+    drawn = [rows(domain, part, count, seed=SEED + 2) for domain in domains]
     return [
-        {k: v for k, v in row.items() if k != "response"} for turn in zip(*pair, strict=True) for row in turn
+        {k: v for k, v in row.items() if k != "response"} for turn in zip(*drawn, strict=True) for row in turn
     ]
 
 
@@ -111,33 +145,30 @@ def write_parquet(path: Path, found: Iterable[Row]) -> None:
 
 
 def train(name: str) -> Path:
-    """Runs one recipe with `gopd train`, or resumes it; returns the trained student's folder."""
-    recipe = load_recipe(HERE / f"{name}.yaml")
-    run = ROOT / recipe.tracking.folder / name
+    """Runs a model's recipe with `gopd train`, or resumes it; returns the trained student's folder."""
+    plan = MODELS[name]
+    run = SCRATCH / "runs" / name
     if not (run / "student").exists():
-        command = [sys.executable, "-m", "gopd.cli", "train", str(HERE / f"{name}.yaml")]
+        arguments = [str(HERE / plan.recipe), *plan.changes, f"tracking.name={name}"]
+        command = [sys.executable, "-m", "gopd.cli", "train", *arguments]
         subprocess.run(command + ["--resume"] * run.exists(), cwd=ROOT, check=True)
     return run / "student"
 
 
-def install(name: str, student: Path) -> None:
-    """Casts a student to bfloat16 inside the package, measures what will ship, and writes its card."""
-    folder = PACKAGE / name
-
-    def make(path: Path) -> None:
-        AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(path)
-        AutoTokenizer.from_pretrained(student).save_pretrained(path)
-        domains = measure(path)
-        (path / "README.md").write_text(card(name, path, domains), encoding="utf-8")
-        print(name, *(f"{domain} {shown(figures)}" for domain, figures in domains.items()), flush=True)
-
-    once(folder, make)
+def install(name: str, student: Path, folder: Path) -> None:
+    """Casts a student to bfloat16, measures what will ship, and writes its card."""
+    AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(student).save_pretrained(folder)
+    domains = measure(folder)
+    (folder / "README.md").write_text(card(name, folder, domains), encoding="utf-8")
+    print(name, *(f"{domain} {shown(figures)}" for domain, figures in domains.items()), flush=True)
 
 
 def measure(folder: Path) -> Mapping[str, Figures]:
     """Samples one response per held-out problem at temperature 1 and grades it; figures per domain."""
     model = load_model(ModelSpec(model=str(folder)), "model", device=torch.device("cpu"), dtype=torch.float32)
-    source = SourceSection(files=(str(PACKAGE / "heldout.parquet"),))
+    files = tuple(str(PACKAGE / file) for file, (part, _, _) in FILES.items() if part == "heldout")
+    source = SourceSection(files=files)
     rollouts = sample_rollouts(
         TorchSampler(model, slots=128),
         model,
@@ -158,13 +189,17 @@ def shown(domain: Figures) -> str:
 
 
 def card(name: str, folder: Path, domains: Mapping[str, Figures]) -> str:
-    shape, data = ABOUT[name]
-    recipe = load_recipe(HERE / f"{name}.yaml")
+    plan = MODELS[name]
+    recipe = load_recipe(HERE / plan.recipe, plan.changes)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    rows = "\n".join(
+    accuracies = "\n".join(
         f"| {domain} | {figures.problems} | {shown(figures)} |" for domain, figures in domains.items()
     )
-    rates = ", ".join(f"{rate:g} ({domain})" for domain, rate in MISTAKE_RATE.items())
+    rates = ", ".join(f"{rate:g} ({domain})" for domain, (_, rate) in DEMONSTRATIONS.items())
+    if recipe.method == "sft":
+        data = f"demonstrations, each with one mistake with probability {rates}"
+    else:
+        data = f"prompts with {recipe.sampler.samples_per_prompt} responses each (GRPO)"
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -172,21 +207,21 @@ pipeline_tag: text-generation
 ---
 # gopd tiny family: {name}
 
-A {model.num_parameters():,}-parameter Qwen3-architecture model ({shape} size, bfloat16) for trying on-policy
-distillation on a laptop. It does two things only: arithmetic problems answered in `\\boxed{{}}`, and Python
-functions `f(xs)` that transform a list. It is of no use for anything else.
+A {model.num_parameters():,}-parameter Qwen3-architecture model ({plan.size} size, bfloat16) for trying on-policy
+distillation on a laptop. It does four things only: arithmetic and number sequences answered in `\\boxed{{}}`, and
+Python functions `f(xs)` on lists and `f(s)` on strings. It is of no use for anything else.
 
-How it was made: supervised fine-tuning on {data}; {recipe.train.steps} steps
-of {recipe.train.prompts_per_step} demonstrations, AdamW, learning rate {recipe.optim.lr:g}
-({recipe.optim.schedule} schedule), seed {recipe.train.seed}. All data is generated. In mixed-quality data
-a demonstration has one mistake with probability {rates}.
+How it was made: {plan.words};
+{recipe.train.steps} steps of {recipe.train.prompts_per_step} {data};
+AdamW, learning rate {recipe.optim.lr:g} ({recipe.optim.schedule} schedule), seed {recipe.train.seed}.
+All data is generated.
 `experiments/tiny/build.py` rebuilds it.
 
 Accuracy on held-out problems, one sample each at temperature 1, with 95% bootstrap intervals:
 
 | domain | problems | accuracy |
 |---|---|---|
-{rows}
+{accuracies}
 
 Held-out problems are chosen by a hash of their canonical content and never appear in training data.
 Licence: Apache-2.0.

@@ -1,30 +1,10 @@
-"""List problems: write a Python function of two list operations and an ending, graded by running tests."""
+"""List problems: functions of two list operations and an ending."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from schema import Problem
-
-TESTS_PER_PROBLEM = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Primitive:
-    """One list operation: words and code for it (`{k}` its parameter), and an independent implementation.
-
-    `rival` is the operation it is easily mistaken for.
-    """
-
-    words: str
-    code: str
-    apply: Callable[[list[int], int], list[int]]
-    limits: tuple[int, int]
-    rival: str
+from programs import Ending, Primitive, Toolbox
 
 
 def _without_repeats(xs: list[int]) -> list[int]:
@@ -131,18 +111,17 @@ PRIMITIVES = {
         "removes repeats", "list(dict.fromkeys(xs))", lambda xs, _: _without_repeats(xs), (0, 0), "second"
     ),
 }
-ENDINGS: dict[str, tuple[str, str, Callable[[list[int]], Any], str]] = {
-    "list": ("", "xs", lambda xs: xs, "sum"),
-    "sum": (" and returns the sum", "sum(xs)", sum, "len"),
-    "len": (" and returns how many there are", "len(xs)", len, "sum"),
-    "max": (
+ENDINGS = {
+    "list": Ending("", "xs", lambda xs: xs, "sum"),
+    "sum": Ending(" and returns the sum", "sum(xs)", sum, "len"),
+    "len": Ending(" and returns how many there are", "len(xs)", len, "sum"),
+    "max": Ending(
         " and returns the largest",
         "max(xs, default=0)",
         lambda xs: _inserted([0, *xs][bool(xs) :])[-1],
         "sum",
     ),
 }
-"""Words, code, independent implementation, and the ending it is easily mistaken for."""
 
 
 def _inserted(xs: list[int]) -> list[int]:
@@ -152,73 +131,11 @@ def _inserted(xs: list[int]) -> list[int]:
     return ordered
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Two list operations with their parameters (0: none), then an ending."""
-
-    operations: tuple[tuple[str, int], ...]
-    ending: str
-
-    def key(self) -> str:
-        """Canonical content."""
-        return " ".join(f"{name}{k or ''}" for name, k in self.operations) + f" {self.ending}"
-
-    def words(self) -> str:
-        """The task in words."""
-        steps = ", then ".join(PRIMITIVES[name].words.format(k=k) for name, k in self.operations)
-        return f"Write a Python function `f(xs)` that {steps}{ENDINGS[self.ending][0]}."
-
-    def code(self) -> str:
-        """The answer: a fenced block that defines f."""
-        lines = [f"    xs = {PRIMITIVES[name].code.format(k=k)}" for name, k in self.operations]
-        return "\n".join(["```python", "def f(xs):", *lines, f"    return {ENDINGS[self.ending][1]}", "```"])
-
-    def run(self, xs: list[int]) -> Any:
-        """The result by the independent implementations, not by `code`."""
-        for name, k in self.operations:
-            xs = PRIMITIVES[name].apply(xs, k)
-        return ENDINGS[self.ending][2](xs)
+def _draw(rng: random.Random, last: bool) -> list[int]:
+    """Numbers; the last input repeats itself."""
+    if last:
+        return [rng.randint(-1, 9) for _ in range(4)] * 2
+    return [rng.randint(-5, 15) for _ in range(rng.randint(5, 9))]
 
 
-def draw_lists(rng: random.Random, wanted: Callable[[str], bool]) -> Problem:
-    """A random list problem with a wanted key; its tests tell it from at least four programs like it."""
-    while True:
-        names = rng.sample(list(PRIMITIVES), 2)
-        operations = tuple((name, rng.randint(*PRIMITIVES[name].limits)) for name in names)
-        program = Program(operations, rng.choice(list(ENDINGS)))
-        if not wanted(program.key()):
-            continue
-        inputs = [
-            [rng.randint(-5, 15) for _ in range(rng.randint(5, 9))] for _ in range(TESTS_PER_PROBLEM - 1)
-        ]
-        inputs.append([rng.randint(-1, 9) for _ in range(4)] * 2)
-        outputs = [program.run(xs) for xs in inputs]
-        wrong = [other.code() for other in _rivals(program) if [other.run(xs) for xs in inputs] != outputs]
-        if len(wrong) >= 4:
-            break
-    tests = {"fn_name": "f", "inputs": [[xs] for xs in inputs], "outputs": outputs}
-    return Problem(
-        key=program.key(),
-        prompt=program.words(),
-        ground_truth=json.dumps(tests, separators=(",", ":")),
-        solution=program.code(),
-        mistaken=lambda rng: rng.choice(wrong),
-    )
-
-
-def _rivals(program: Program) -> list[Program]:
-    """The programs one plausible mistake away: a wrong parameter, operation, order or ending."""
-    first, second = program.operations
-    rivals = [
-        Program((second, first), program.ending),
-        Program(program.operations, ENDINGS[program.ending][3]),
-    ]
-    for index, (name, k) in enumerate(program.operations):
-        low, high = PRIMITIVES[name].limits
-        rival = PRIMITIVES[name].rival
-        rival_low, rival_high = PRIMITIVES[rival].limits
-        swaps = [(name, k + step) for step in (-1, 1) if low <= k + step <= high]
-        for swap in (*swaps, (rival, min(max(k, rival_low), rival_high))):
-            operations = (swap, second) if index == 0 else (first, swap)
-            rivals.append(Program(operations, program.ending))
-    return rivals
+LISTS = Toolbox("xs", PRIMITIVES, ENDINGS, _draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from problems import Row, rows
+from problems import DRAW, Row, rows
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -44,7 +44,7 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         max_token_length=16,
         show_progress=False,
     )
-    corpus = [*rows("arithmetic", "train", 4000, seed=seed), *rows("lists", "train", 4000, seed=seed)]
+    corpus = [row for domain in DRAW for row in rows(domain, "train", 4000, seed=seed)]
     tokenizer.train_from_iterator((text for row in corpus for text in _texts(row)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

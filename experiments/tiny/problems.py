@@ -1,7 +1,7 @@
-"""Two verifiable domains small enough for models of half a million parameters: arithmetic and list functions.
+"""Four verifiable domains small enough for models of half a million parameters: two of numbers, two of programs.
 
-A problem is held out or not by a hash of its canonical content (the steps of the sum, the program itself),
-never of its wording, so one underlying problem cannot appear on both sides in two wordings. A demonstration
+A problem is held out or not by a hash of its canonical content (the steps of the sum, the given numbers, the program
+itself), never of its wording, so one underlying problem cannot appear on both sides in two wordings. A demonstration
 answers a problem; with a given probability it makes one plausible mistake, which is what makes the base model
 middling.
 """
@@ -10,19 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 from arithmetic import draw_arithmetic
-from lists import draw_lists
+from lists import LISTS
+from programs import draw_program
 from schema import Problem
+from sequences import draw_sequence
+from strings import STRINGS
 
-Domain = Literal["arithmetic", "lists"]
+Domain = Literal["arithmetic", "lists", "sequences", "strings"]
 Part = Literal["train", "heldout"]
 Row = dict[str, Any]
 
-DRAW = {"arithmetic": draw_arithmetic, "lists": draw_lists}
-TEACHER_OF = {"arithmetic": "math", "lists": "code"}
+DRAW: dict[Domain, Callable[[random.Random, Callable[[str], bool]], Problem]] = {
+    "arithmetic": draw_arithmetic,
+    "lists": partial(draw_program, LISTS),
+    "sequences": draw_sequence,
+    "strings": partial(draw_program, STRINGS),
+}
+TEACHER_OF: dict[Domain, str] = {
+    "arithmetic": "math",
+    "lists": "code",
+    "sequences": "sequences",
+    "strings": "strings",
+}
 HELD_OUT_SHARE = 10  # one problem in so many
 
 

@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 SOURCES: Mapping[VerifierName, tuple[str, ...]] = {
     "math": (
-        *("tiny/arithmetic", "gsm8k", "math", "math500", "math-*", "math_*", "hendrycks_math"),
+        *(
+            "tiny/arithmetic",
+            "tiny/sequences",
+            "gsm8k",
+            "math",
+            "math500",
+            "math-*",
+            "math_*",
+            "hendrycks_math",
+        ),
         *("deepmath*", "aime*", "hmmt*", "dapo*", "numina*"),
     ),
     "code": (
-        *("tiny/lists", "eurus*", "taco", "apps", "codecontests", "codeforces"),
+        *("tiny/lists", "tiny/strings", "eurus*", "taco", "apps", "codecontests", "codeforces"),
         *("livecodebench*", "humaneval*", "mbpp*"),
     ),
 }
