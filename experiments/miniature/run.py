@@ -14,9 +14,11 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Container
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ import torch
 import variance
 from cells import CELLS, FOUR, TEACHER, Cell, Place, Size
 from measure import load, measure
-from problems import Part, rows
+from problems import Domain, Part, problem_row, problems
 from rich.console import Console
 
 from gopd.console import Display
-from gopd.files import atomic_write
+from gopd.files import atomic_file, atomic_write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -66,43 +68,54 @@ def main() -> None:
 
 
 def write_data(folder: Path, size: Size) -> None:
-    """Prompts and held-out problems of every domain, by the generator of the tiny family."""
+    """Held-out problems of every domain, and as many prompts as a run has use for, by the tiny family's generator."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[Part, int] = {
-        "train": size.prompts * max(size.steps, size.strong_steps),
-        "heldout": size.problems,
-    }
     for domain in FOUR:
-        for part, count in parts.items():
-            path = folder / f"{part}-{domain}.parquet"
-            if not path.exists():
-                found = rows(domain, part, count, seed=DATA_SEED)
-                kept = [{k: v for k, v in row.items() if k != "response"} for row in found]
-                pq.write_table(pa.Table.from_pylist(kept), path)
+        write_problems(folder / f"heldout-{domain}.parquet", domain, "heldout", size.problems)
+        for steps in {size.steps, size.strong_steps}:
+            write_problems(folder / f"train-{domain}-{steps}.parquet", domain, "train", size.prompts * steps)
+
+
+def write_problems(
+    path: Path, domain: Domain, part: Part, count: int, *, seed: int = DATA_SEED, without: Container[str] = ()
+) -> None:
+    """A file of problems, unless it is there: the first ones drawn whose keys are not in `without`."""
+    if path.exists():
+        return
+    drawn = (problem_row(domain, problem) for problem in problems(domain, part, seed))
+    found = islice((row for row in drawn if row["extra_info"]["key"] not in without), count)
+    with atomic_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(found)), partial)
 
 
 def run(jobs: list[tuple[Cell, int]], results: Path, work: Path, size: Size) -> None:
-    """Those that have no result yet, as many at a time as there are cores."""
+    """Those that have no result yet, as many at a time as there are cores; one that fails does not stop the others."""
     missing = [job for job in jobs if not result_file(results, *job).exists()]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} cells are finished", flush=True)
-    started = time.monotonic()
+    started, failed = time.monotonic(), list[str]()
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with ProcessPoolExecutor(cores.qsize(), context, settle, (cores,)) as pool:
-        running: dict[Future[float], tuple[Cell, int]] = {
-            pool.submit(run_cell, cell.name, seed, results, work, size): (cell, seed)
-            for cell, seed in missing
-        }
-        for done, future in enumerate(as_completed(running), 1):
-            cell, seed = running[future]
-            seconds = future.result()
-            left = (time.monotonic() - started) / done * (len(missing) - done)
-            print(
-                f"{done}/{len(missing)}  {cell.name}, seed {seed}: {seconds:.0f} s; about {left / 60:.0f} min left",
-                flush=True,
-            )
+        running = {pool.submit(run_cell, c.name, seed, results, work, size): (c, seed) for c, seed in missing}
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                cell, seed = running[future]
+                error = future.exception()
+                if error is not None:
+                    failed.append(f"{cell.name}, seed {seed}")
+                said = f"{future.result():.0f} s" if error is None else f"failed: {error}"
+                left = (time.monotonic() - started) / done * (len(missing) - done) / 60
+                print(
+                    f"{done}/{len(missing)}  {cell.name}, seed {seed}: {said}; about {left:.0f} min left",
+                    flush=True,
+                )
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}. Their logs are in {work}; run again to go on.")
 
 
 def settle(cores: Any) -> None:

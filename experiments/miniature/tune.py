@@ -9,16 +9,13 @@ unchanged for every other cell, ExOPD above all, as in the paper.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from cells import CELLS, PAIR, Size
-from problems import rows
-from run import DATA_SEED, HERE, WORK, result_file, run, write_data
+from run import DATA_SEED, HERE, WORK, result_file, run, write_problems
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 SEED = 100
@@ -29,7 +26,7 @@ def main() -> None:
     found = []
     for rate in RATES:
         size, work = replace(Size(), lr=rate), WORK / "tuning" / f"{rate:g}"
-        write_problems(work / "data", size)
+        write_tuning_data(work / "data", size)
         run([(CELL, SEED)], work / "results", work, size)
         entry = json.loads(result_file(work / "results", CELL, SEED).read_text())
         right = {d: float(np.mean([int(c) for c in entry["domains"][d]["right"]])) for d in PAIR}
@@ -39,21 +36,15 @@ def main() -> None:
     (HERE / "tuning.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def write_problems(folder: Path, size: Size) -> None:
+def write_tuning_data(folder: Path, size: Size) -> None:
     """The training prompts of all cells, and other problems of the training part in the place of held-out ones."""
-    write_data(folder, size)
+    folder.mkdir(parents=True, exist_ok=True)
     for domain in PAIR:
-        known = pq.read_table(folder / f"train-{domain}.parquet").to_pylist()
-        taken = {row["extra_info"]["key"] for row in known}
-        drawn = rows(domain, "train", 2 * size.problems, seed=DATA_SEED + 1)
-        others = [row for row in drawn if row["extra_info"]["key"] not in taken][: size.problems]
-        assert len(others) == size.problems
+        train = folder / f"train-{domain}-{size.steps}.parquet"
+        write_problems(train, domain, "train", size.prompts * size.steps)
+        taken = {row["extra_info"]["key"] for row in pq.read_table(train).to_pylist()}
         path = folder / f"heldout-{domain}.parquet"
-        partial = path.with_name("partial")
-        pq.write_table(
-            pa.Table.from_pylist([{k: v for k, v in r.items() if k != "response"} for r in others]), partial
-        )
-        shutil.move(partial, path)
+        write_problems(path, domain, "train", size.problems, seed=DATA_SEED + 1, without=taken)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from models import make_tokenizer, save_initial
-from problems import Domain, Part, Row, rows
+from problems import Domain, Part, Row, problem_row, problems, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gopd.model import load_model
@@ -133,10 +134,9 @@ def write_demonstrations(path: Path) -> None:
 
 def alternating(part: Part, domains: Sequence[Domain], count: int) -> list[Row]:
     """`count` problems of each domain, taking turns, so that any first rows hold all; no demonstrations."""
-    drawn = [rows(domain, part, count, seed=SEED + 2) for domain in domains]
-    return [
-        {k: v for k, v in row.items() if k != "response"} for turn in zip(*drawn, strict=True) for row in turn
-    ]
+    drawn = [islice(problems(domain, part, SEED + 2), count) for domain in domains]
+    turns = zip(*drawn, strict=True)
+    return [problem_row(d, problem) for turn in turns for d, problem in zip(domains, turn, strict=True)]
 
 
 def write_parquet(path: Path, found: Iterable[Row]) -> None:

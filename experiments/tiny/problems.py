@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 from arithmetic import draw_arithmetic
@@ -63,12 +64,16 @@ def rows(domain: Domain, part: Part, count: int, *, seed: int, mistake_rate: flo
     always right.
     """
     rng = random.Random(f"demonstrations/{domain}/{part}/{seed}")
-    stream = problems(domain, part, seed)
-    return [_row(domain, next(stream), rng, mistake_rate) for _ in range(count)]
+    found = []
+    for problem in islice(problems(domain, part, seed), count):
+        wrong = rng.random() < mistake_rate
+        response = problem.mistaken(rng) if wrong else problem.solution
+        found.append(problem_row(domain, problem) | {"response": response})
+    return found
 
 
-def _row(domain: Domain, problem: Problem, rng: random.Random, mistake_rate: float) -> Row:
-    wrong = rng.random() < mistake_rate
+def problem_row(domain: Domain, problem: Problem) -> Row:
+    """A problem in the schema of the data files, without a response."""
     return {
         "data_source": f"tiny/{domain}",
         "prompt": [{"role": "user", "content": problem.prompt}],
@@ -78,5 +83,4 @@ def _row(domain: Domain, problem: Problem, rng: random.Random, mistake_rate: flo
             "ref_solution": problem.solution,
             "key": problem.key,
         },
-        "response": problem.mistaken(rng) if wrong else problem.solution,
     }
