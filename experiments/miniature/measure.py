@@ -67,7 +67,7 @@ def measure(
     )
     grade(rollouts)
     entropy, to_teacher, to_base, implicit = (
-        float(values_T.mean()) for values_T in _compared(model, teacher, base, rollouts)
+        float(values_T.mean()) for values_T in compared(model, teacher, base, rollouts)
     )
     return Figures(
         right="".join(str(int(r.reward or 0)) for r in rollouts),
@@ -81,7 +81,7 @@ def measure(
 
 
 @torch.no_grad()
-def _compared(
+def compared(
     model: LanguageModel, teacher: LanguageModel, base: LanguageModel, rollouts: list[Rollout]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entropy, KL to teacher, KL to base and ℓ_T − ℓ_R at every response token."""

@@ -11,6 +11,7 @@ from cells import ESTIMATORS, SCALES
 from claims import LABELS
 from intervals import Interval, Results
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -136,8 +137,16 @@ def estimators(results: Results, path: Path, prompts: int) -> None:
 
 
 def _line(axis: Axes, x: Sequence[float], levels: Sequence[Interval], label: str, number: int) -> None:
-    style = {"color": COLOURS[number], "label": label}
-    axis.errorbar(x, [i.mean for i in levels], yerr=_bars(levels), marker="o", ms=4, capsize=2, **style)
+    axis.errorbar(
+        x,
+        [i.mean for i in levels],
+        yerr=_bars(levels),
+        marker="o",
+        ms=4,
+        capsize=2,
+        color=COLOURS[number],
+        label=label,
+    )
 
 
 def _bars(levels: Sequence[Interval]) -> np.ndarray:
@@ -149,7 +158,7 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return np.array([np.mean(values[max(0, i - SMOOTHED + 1) : i + 1]) for i in range(len(values))])
 
 
-def _save(figure: pyplot.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -1,9 +1,9 @@
-"""Rebuilds the tiny family: `python experiments/tiny/build.py`, from anywhere, no arguments.
+"""Builds the tiny family: `python experiments/tiny/build.py [MODEL ...]`, from anywhere; all models by default.
 
 Data, tokenizer and random starts are made first. Then `gopd train` runs a recipe beside this file for each model, in
 order: the bases learn from demonstrations, the teachers from rewards. Each trained student is cast to bfloat16,
 measured on the held-out problems and installed into the package with its model card, and what is made from it starts
-from there. A finished stage is not redone; delete `scratch/` and the package's folder to start over.
+from there. A finished stage is not redone: to build everything anew, delete `scratch/` and `src/gopd/tiny` first.
 """
 
 from __future__ import annotations
