@@ -75,9 +75,10 @@ def table(head: Sequence[str], rows: Rows) -> str:
 def _sizes(found: Results, size: Size) -> str:
     seconds = sum(entry["seconds"] for cell in CELLS for entry in found.entries(cell.name))
     return (
-        f"{len(found.seeds)} seeds of {len(CELLS)} cells, {seconds / 3600:.1f} core hours. {size.prompts} prompts per "
-        f"domain and step, {size.steps} steps ({size.strong_steps} from strong to weak), learning rate {size.lr:g}, "
-        f"falling linearly; {size.problems} held-out problems per domain, one response each at temperature 1."
+        f"{len(found.seeds)} of {size.seeds} seeds are complete: {len(CELLS)} cells each, {seconds / 3600:.1f} core "
+        f"hours. {size.prompts} prompts per domain and step, {size.steps} steps ({size.strong_steps} from strong to "
+        f"weak), learning rate {size.lr:g}, falling linearly; {size.problems} held-out problems per domain, one "
+        f"response each at temperature 1."
     )
 
 
