@@ -19,20 +19,14 @@ from gopd.merge import merge
 from gopd.recipe_file import parse_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tiny"))
-from problems import Domain
+from problems import TEACHER_OF, Domain
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 EXOPD = 1.25
-TEACHER: dict[Domain, str] = {
-    "arithmetic": "math",
-    "lists": "code",
-    "sequences": "sequences",
-    "strings": "strings",
-}
 PAIR: tuple[Domain, ...] = ("arithmetic", "lists")
-FOUR: tuple[Domain, ...] = tuple(TEACHER)
+FOUR: tuple[Domain, ...] = tuple(TEACHER_OF)
 MATH: tuple[Domain, ...] = ("arithmetic",)
-CODE: tuple[Domain, ...] = ("lists",)
+PROMPT_TOKENS, RESPONSE_TOKENS = 64, 48
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ Make = Callable[[Place], str]
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of the experiment. `teacher` and `base` are what it is compared with; None: the domain's own teacher.
+    """One model of the experiment. It is compared with `teacher` (None: the domain's own) and `base`.
 
     Without `make` it is no model: the variance of gradients at the base is measured.
     """
@@ -103,7 +97,7 @@ def distilled(domains: Sequence[Domain], scale: float, place: Place, **options: 
 def _teachers(domains: Sequence[Domain], saturated: bool, strong: bool) -> dict[str, dict[str, str]]:
     """By route."""
     before, after = "large-" * strong, "-saturated" * saturated
-    return {TEACHER[d]: {"model": f"builtin:{before}{TEACHER[d]}{after}"} for d in domains}
+    return {TEACHER_OF[d]: {"model": f"builtin:{before}{TEACHER_OF[d]}{after}"} for d in domains}
 
 
 def demonstrated(domains: Sequence[Domain], place: Place, *, strong: bool = False) -> str:
@@ -121,7 +115,7 @@ def demonstrated(domains: Sequence[Domain], place: Place, *, strong: bool = Fals
 
 def rewarded(domain: Domain, place: Place) -> str:
     """More reinforcement learning for a teacher, as it was made, for as many steps as distillation takes."""
-    tree = _recipe(place, (domain,), place.size.steps, student=f"builtin:{TEACHER[domain]}")
+    tree = _recipe(place, (domain,), place.size.steps, student=f"builtin:{TEACHER_OF[domain]}")
     tree["optim"] = {"lr": 2e-4, "weight_decay": 0.0}
     tree["data"]["verifier"] = "auto"
     tree |= {"method": "grpo", "sampler": {"slots": 128, "samples_per_prompt": 8}}
@@ -131,7 +125,7 @@ def rewarded(domain: Domain, place: Place) -> str:
 def merged(domains: Sequence[Domain], alpha: float, place: Place) -> str:
     """The teachers' average, extrapolated from the base by alpha."""
     folder = place.folder / "merged"
-    models = [f"builtin:{TEACHER[d]}" for d in domains]
+    models = [f"builtin:{TEACHER_OF[d]}" for d in domains]
     merge(models, folder, base="builtin:base" if alpha else None, alpha=alpha)
     return str(folder)
 
@@ -144,10 +138,10 @@ def _recipe(
         "data": {
             "files": [str(place.data / f"train-{d}-{steps}.parquet") for d in domains],
             "keep_sources": [f"tiny/{d}" for d in domains],
-            "max_prompt_tokens": 64,
-            "max_response_tokens": 48,
+            "max_prompt_tokens": PROMPT_TOKENS,
+            "max_response_tokens": RESPONSE_TOKENS,
             # Rewards are only logged; programs would take longer to grade than to learn from.
-            "verifier": "auto" if domains[0] == "arithmetic" and len(domains) == 1 else "none",
+            "verifier": "auto" if tuple(domains) == MATH else "none",
         },
         "optim": {"lr": place.size.lr, "schedule": "linear", "weight_decay": 0.0},
         "train": {
@@ -172,9 +166,9 @@ def _shipped_cells() -> Iterator[Cell]:
     yield Cell("models/base", FOUR, partial(_shipped, "base"))
     for domains in (PAIR, FOUR[2:]):
         for domain in domains:
-            yield Cell(f"models/{TEACHER[domain]}", domains, partial(_shipped, TEACHER[domain]))
+            yield Cell(f"models/{TEACHER_OF[domain]}", domains, partial(_shipped, TEACHER_OF[domain]))
     for domain in PAIR:
-        name = f"{TEACHER[domain]}-saturated"
+        name = f"{TEACHER_OF[domain]}-saturated"
         yield Cell(f"models/{name}", PAIR, partial(_shipped, name))
     for name in ("large-base", "large-math"):
         yield Cell(
@@ -185,7 +179,7 @@ def _shipped_cells() -> Iterator[Cell]:
 def _single_cells() -> Iterator[Cell]:
     """Table 1, Figs 2 to 4, and the estimators."""
     for domain in PAIR:
-        name = TEACHER[domain]
+        name = TEACHER_OF[domain]
         for scale in SCALES:
             yield Cell(f"single/{name}/{scale:g}", (domain,), partial(distilled, (domain,), scale))
         yield Cell(f"single/{name}/more-rl", (domain,), partial(rewarded, domain))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cells import FOUR, MATH, PAIR
 from intervals import Interval, Results
+from problems import TEACHER_OF
 
 MARGIN = 0.02
 """How far "as good as" may be off."""
@@ -18,7 +20,6 @@ class Claim:
     source: str
     text: str
     effect: Callable[[Results], Interval]
-    cells: tuple[str, ...]
     equal: bool = False
 
     def verdict(self, effect: Interval) -> str:
@@ -37,16 +38,13 @@ def gain(source: str, text: str, cell: str, over: str, *domains: str, equal: boo
     def effect(results: Results) -> Interval:
         return results.gain(cell, over, *domains)
 
-    return Claim(source, text, effect, (cell, over), equal)
-
-
-A, L = "arithmetic", "lists"
-PAIR, ALL = (A, L), (A, L, "sequences", "strings")
+    return Claim(source, text, effect, equal)
 
 
 def _single() -> list[Claim]:
     found = []
-    for name, domain in (("math", A), ("code", L)):
+    for domain in PAIR:
+        name = TEACHER_OF[domain]
         opd, exopd, teacher = f"single/{name}/1", f"single/{name}/1.25", f"models/{name}"
         about = f"{domain}: "
         found += [
@@ -75,7 +73,7 @@ def _single() -> list[Claim]:
 
 def _merging() -> list[Claim]:
     found = []
-    for name, domains in (("two", PAIR), ("four", ALL)):
+    for name, domains in (("two", PAIR), ("four", FOUR)):
         about = f"{name} teachers: "
         for method, over in (
             ("exopd", "opd"),
@@ -87,9 +85,8 @@ def _merging() -> list[Claim]:
             text = f"{about}{LABELS[method]} does better than {LABELS[over]}"
             found.append(gain("Table 2", text, f"{name}/{method}", f"{name}/{over}", *domains))
         for domain in domains:
-            teacher = TEACHERS[domain]
             text = f"{about}ExOPD passes the teacher of {domain}"
-            found.append(gain("Table 2", text, f"{name}/exopd", f"models/{teacher}", domain))
+            found.append(gain("Table 2", text, f"{name}/exopd", f"models/{TEACHER_OF[domain]}", domain))
     found.append(
         gain(
             "Table 8",
@@ -104,7 +101,7 @@ def _merging() -> list[Claim]:
             "Table 8",
             f"saturated teachers: ExOPD passes the teacher of {domain}",
             "saturated/exopd",
-            f"models/{TEACHERS[domain]}-saturated",
+            f"models/{TEACHER_OF[domain]}-saturated",
             domain,
         )
         for domain in PAIR
@@ -114,14 +111,14 @@ def _merging() -> list[Claim]:
 
 def _strong() -> list[Claim]:
     return [
-        gain("Table 3", "strong to weak: OPD does better than SFT", "strong/opd", "strong/sft", A),
-        gain("Table 3", "strong to weak: ExOPD does better than OPD", "strong/exopd", "strong/opd", A),
+        gain("Table 3", "strong to weak: OPD does better than SFT", "strong/opd", "strong/sft", *MATH),
+        gain("Table 3", "strong to weak: ExOPD does better than OPD", "strong/exopd", "strong/opd", *MATH),
         gain(
             "Fig 6",
             "strong to weak: the teacher's base as reference does better than the student's",
             "strong/exopd-corrected",
             "strong/exopd",
-            A,
+            *MATH,
         ),
     ]
 
@@ -134,5 +131,4 @@ LABELS = {
     "opd": "OPD",
     "exopd": "ExOPD",
 }
-TEACHERS = {A: "math", L: "code", "sequences": "sequences", "strings": "strings"}
 CLAIMS = (*_single(), *_merging(), *_strong())

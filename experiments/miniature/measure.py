@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from cells import PROMPT_TOKENS, RESPONSE_TOKENS
 from torch import Tensor
 
 from gopd.logprobs import Scratch, chunks
@@ -19,7 +19,6 @@ from gopd.sections import ModelSpec, SamplingSection, SourceSection, View
 from gopd.types import Rollout
 
 CPU = torch.device("cpu")
-PROMPT_TOKENS, RESPONSE_TOKENS = 64, 48
 SLOTS, MICRO_BATCH = 128, 8192
 EVALUATION = 7
 """First number of the random streams here."""
@@ -39,9 +38,6 @@ class Figures:
     kl_to_teacher: float
     kl_to_base: float
     implicit: float
-
-    def entry(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def load(name: str) -> LanguageModel:

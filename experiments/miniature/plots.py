@@ -7,18 +7,18 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from cells import ESTIMATORS, SCALES
+from cells import ESTIMATORS, FOUR, MATH, PAIR, SCALES
 from claims import LABELS
 from intervals import Interval, Results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from problems import TEACHER_OF
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 """Told apart by the colour-blind (Okabe and Ito)."""
-SINGLE = {"math": "arithmetic", "code": "lists"}
 SMOOTHED = 5
 
 
@@ -34,7 +34,8 @@ def sweep(results: Results, path: Path) -> None:
     """Accuracy, length, entropy and the two divergences by reward scale (Figs 2 to 4)."""
     panels = ("accuracy", "response length (tokens)", "entropy (nats/token)", "KL (nats/token)")
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 6.5), sharex=True)
-    for row, (name, domain) in zip(axes, SINGLE.items(), strict=True):
+    for row, domain in zip(axes, PAIR, strict=True):
+        name = TEACHER_OF[domain]
         cells = [f"single/{name}/{scale:g}" for scale in SCALES]
         _line(row[0], SCALES, [results.accuracy(c, domain) for c in cells], "student", 0)
         for number, (label, model) in enumerate((("teacher", name), ("base", "base")), 1):
@@ -58,8 +59,8 @@ def sweep(results: Results, path: Path) -> None:
 def rewards(results: Results, path: Path) -> None:
     """True reward against implicit reward: do they part as λ grows?"""
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2))
-    for axis, (name, domain) in zip(axes, SINGLE.items(), strict=True):
-        cells = [f"single/{name}/{scale:g}" for scale in SCALES]
+    for axis, domain in zip(axes, PAIR, strict=True):
+        cells = [f"single/{TEACHER_OF[domain]}/{scale:g}" for scale in SCALES]
         across = [results.figure(c, domain, "implicit") for c in cells]
         up = [results.accuracy(c, domain) for c in cells]
         axis.errorbar(
@@ -71,9 +72,10 @@ def rewards(results: Results, path: Path) -> None:
             color=COLOURS[0],
             capsize=2,
         )
-        for scale, x, y in zip(SCALES, across, up, strict=True):
+        for number, (scale, x, y) in enumerate(zip(SCALES, across, up, strict=True)):
+            place = (4, 6) if number % 2 else (4, -14)
             axis.annotate(
-                f"λ = {scale:g}", (x.mean, y.mean), textcoords="offset points", xytext=(6, -10), fontsize=8
+                f"{scale:g}", (x.mean, y.mean), textcoords="offset points", xytext=place, fontsize=8
             )
         axis.set(
             title=domain, xlabel="implicit reward ℓ_T − ℓ_R (nats/token)", ylabel="accuracy (true reward)"
@@ -84,10 +86,10 @@ def rewards(results: Results, path: Path) -> None:
 def methods(results: Results, path: Path) -> None:
     """Accuracy of every method of Tables 2, 3 and 8, by domain."""
     groups = {
-        "two teachers": ("two", ("arithmetic", "lists"), tuple(LABELS)),
-        "four teachers": ("four", ("arithmetic", "lists", "sequences", "strings"), tuple(LABELS)),
-        "saturated teachers": ("saturated", ("arithmetic", "lists"), ("opd", "exopd")),
-        "strong to weak": ("strong", ("arithmetic",), ("sft", "opd", "exopd", "exopd-corrected")),
+        "two teachers": ("two", PAIR, tuple(LABELS)),
+        "four teachers": ("four", FOUR, tuple(LABELS)),
+        "saturated teachers": ("saturated", PAIR, ("opd", "exopd")),
+        "strong to weak": ("strong", MATH, ("sft", "opd", "exopd", "exopd-corrected")),
     }
     figure, axes = pyplot.subplots(1, 4, figsize=(16, 4.6), sharey=True)
     for axis, (title, (group, domains, names)) in zip(axes, groups.items(), strict=True):

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import plots
-from cells import CELLS, ESTIMATORS, SCALES, Size
-from claims import CLAIMS, LABELS, TEACHERS
+from cells import CELLS, ESTIMATORS, FOUR, PAIR, SCALES, Size
+from claims import CLAIMS, LABELS
 from intervals import Results
+from problems import TEACHER_OF
 
 HERE = Path(__file__).resolve().parent
-PAIR = ("arithmetic", "lists")
-FOUR = tuple(TEACHERS)
 Rows = Sequence[Sequence[str]]
 
 
@@ -107,7 +106,6 @@ def _halves(first: Results, second: Results) -> str:
 
 
 def _single(found: Results) -> Iterator[Sequence[str]]:
-    names = {"math": "arithmetic", "code": "lists"}
     cells = {
         "base": "models/base",
         "teacher": "models/{}",
@@ -116,13 +114,13 @@ def _single(found: Results) -> Iterator[Sequence[str]]:
         "ExOPD": "single/{}/1.25",
     }
     for label, cell in cells.items():
-        yield label, *(found.accuracy(cell.format(n), domain).percent() for n, domain in names.items())
+        yield label, *(found.accuracy(cell.format(TEACHER_OF[d]), d).percent() for d in PAIR)
 
 
 def _sweep(found: Results) -> Iterator[Sequence[str]]:
-    for name, domain in (("math", "arithmetic"), ("code", "lists")):
+    for domain in PAIR:
         for scale in SCALES:
-            cell = f"single/{name}/{scale:g}"
+            cell = f"single/{TEACHER_OF[domain]}/{scale:g}"
             keys = (
                 ("tokens", ".2f"),
                 ("entropy", ".4f"),
@@ -140,7 +138,7 @@ def _merged(
     for model in models:
         yield _row(found, f"`{model}`", f"models/{model}", domains)
     if group == "four":
-        own = [found.accuracy(f"models/{TEACHERS[d]}", d).percent() for d in domains]
+        own = [found.accuracy(f"models/{TEACHER_OF[d]}", d).percent() for d in domains]
         yield "each domain's teacher", *own, ""
     for method, label in LABELS.items():
         if f"{group}/{method}" in found:

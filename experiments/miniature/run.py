@@ -1,8 +1,8 @@
 """Runs the miniature: `make miniature`, or `python experiments/miniature/run.py [CELL ...] [--quick FOLDER]`.
 
-Every cell is run for every seed, two at a time, each on a core of its own; a finished one is not run again, so a
-stopped run goes on where it was. Figures are kept in `results/`, one small file per cell and seed; models and logs in
-`runs/miniature/`, of which only logs stay. At the end the report is written anew.
+Every cell is run for every seed, one on each core; what is finished in the same size is not run again, so a stopped run
+goes on where it was. Figures are kept in `results/`, one small file per cell and seed; data and logs in
+`runs/miniature/`. At the end the report is written anew.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import variance
-from cells import CELLS, FOUR, TEACHER, Cell, Place, Size
+from cells import CELLS, FOUR, Cell, Place, Size
 from measure import load, measure
-from problems import Domain, Part, problem_row, problems
+from problems import TEACHER_OF, Domain, Part, problem_row, problems
 from rich.console import Console
 
 from gopd.console import Display
@@ -62,7 +62,7 @@ def main() -> None:
         write_data(work / "data", size)
         run([(cell, seed) for seed in range(size.seeds) for cell in chosen], results, work, size)
     if not options.cells:
-        import report
+        import report  # not by every worker: it loads matplotlib
 
         report.write(results, HERE if options.quick is None else options.quick, size)
 
@@ -90,7 +90,7 @@ def write_problems(
 
 def run(jobs: list[tuple[Cell, int]], results: Path, work: Path, size: Size) -> None:
     """Those that have no result yet, as many at a time as there are cores; one that fails does not stop the others."""
-    missing = [job for job in jobs if not result_file(results, *job).exists()]
+    missing = [job for job in jobs if not finished(result_file(results, *job), size)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} cells are finished", flush=True)
     started, failed = time.monotonic(), list[str]()
     context = multiprocessing.get_context("spawn")
@@ -128,6 +128,11 @@ def result_file(results: Path, cell: Cell, seed: int) -> Path:
     return results / cell.name / f"{seed}.json"
 
 
+def finished(path: Path, size: Size) -> bool:
+    """Whether there is a result of the same size; how many seeds there are to be does not matter."""
+    return path.exists() and json.loads(path.read_text())["size"] == asdict(replace(size, seeds=0))
+
+
 def run_cell(name: str, seed: int, results: Path, work: Path, size: Size) -> float:
     """Makes a cell's model for one seed and measures it; returns the seconds it took."""
     (cell,) = (c for c in CELLS if c.name == name)
@@ -156,9 +161,9 @@ def measured(cell: Cell, place: Place) -> dict[str, Any]:
     model, base = load(cell.make(place)), load(cell.base)
     found = {}
     for domain in cell.domains:
-        teacher = load(cell.teacher or f"builtin:{TEACHER[domain]}")
+        teacher = load(cell.teacher or f"builtin:{TEACHER_OF[domain]}")
         file = place.data / f"heldout-{domain}.parquet"
-        found[domain] = measure(model, teacher, base, file, place.seed).entry()
+        found[domain] = asdict(measure(model, teacher, base, file, place.seed))
     return found
 
 
@@ -173,5 +178,4 @@ def curves(path: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE))
     main()

@@ -1,8 +1,8 @@
-"""Chooses the learning rate: OPD from two teachers at each of RATES, measured on problems that nothing else uses.
+"""Chooses the learning rate: OPD from two teachers at each of RATES, measured on problems that it did not train on.
 
     python experiments/miniature/tune.py
 
-The problems are of the training part, none of them a training prompt. What comes out is kept in `tuning.json` and used
+The problems are of the training part, so that no held-out one is seen. What comes out is kept in `tuning.json` and used
 unchanged for every other cell, ExOPD above all, as in the paper.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def write_tuning_data(folder: Path, size: Size) -> None:
-    """The training prompts of all cells, and other problems of the training part in the place of held-out ones."""
+    """The cell's training prompts, and other problems of the training part in the place of held-out ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for domain in PAIR:
         train = folder / f"train-{domain}-{size.steps}.parquet"

@@ -28,7 +28,9 @@ def measure(place: Place) -> dict[str, dict[str, float]]:
         tree = distillation(MATH, EXOPD, place, **objective)
         tree["train"]["steps"] = BATCHES
         tree["optim"] |= {"lr": 1e-30, "grad_clip": 1e30}  # so that no step moves the weights
-        gradients_ND = _gradients(parse_recipe(tree), rollouts)
+        recipe = parse_recipe(tree)
+        assert isinstance(recipe, OpdRecipe)
+        gradients_ND = _gradients(recipe, rollouts)
         mean_D = gradients_ND.mean(0)
         trace = float((gradients_ND - mean_D).square().sum() / (BATCHES - 1))
         signal = float(mean_D.square().sum()) - trace / BATCHES
@@ -36,9 +38,8 @@ def measure(place: Place) -> dict[str, dict[str, float]]:
     return found
 
 
-def _gradients(recipe: Any, rollouts: list[list[Rollout]]) -> Tensor:
+def _gradients(recipe: OpdRecipe, rollouts: list[list[Rollout]]) -> Tensor:
     """One gradient per batch of rollouts, which the first call draws."""
-    assert isinstance(recipe, OpdRecipe)
     roles = prepare(recipe)
     assert roles.scorer is not None
     start = [p.detach().clone() for p in roles.learner.parameters.values()]

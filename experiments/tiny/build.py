@@ -13,15 +13,16 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from models import make_tokenizer, save_initial
+from models import save_initial
 from problems import Domain, Part, Row, problem_row, problems, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -101,13 +102,11 @@ def main() -> None:
     PACKAGE.mkdir(exist_ok=True)
     once(SCRATCH / "mixed.jsonl", write_demonstrations)
     for file, (part, domains, count) in FILES.items():
-        drawn = alternating(part, domains, count)
-        once(PACKAGE / file, lambda path, drawn=drawn: write_parquet(path, drawn))
-    tokenizer = make_tokenizer(SEED)
+        once(PACKAGE / file, partial(write_parquet, part, domains, count))
     for size in ("small", "large"):
-        once(SCRATCH / f"initial-{size}", lambda path, size=size: save_initial(path, size, tokenizer, SEED))
+        once(SCRATCH / f"initial-{size}", partial(save_initial, size, SEED))
     for name in names:
-        once(PACKAGE / name, lambda path, name=name: install(name, train(name), path))
+        once(PACKAGE / name, partial(install, name))
 
 
 def once(path: Path, make: Callable[[Path], None]) -> None:
@@ -115,11 +114,11 @@ def once(path: Path, make: Callable[[Path], None]) -> None:
     if path.exists():
         return
     print(f"making {path.relative_to(ROOT)}", flush=True)
-    partial = path.with_name(f"partial-{path.name}")
-    if partial.is_dir():
-        shutil.rmtree(partial)
-    make(partial)
-    partial.rename(path)
+    unfinished = path.with_name(f"partial-{path.name}")
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    make(unfinished)
+    unfinished.rename(path)
 
 
 def write_demonstrations(path: Path) -> None:
@@ -139,8 +138,8 @@ def alternating(part: Part, domains: Sequence[Domain], count: int) -> list[Row]:
     return [problem_row(d, problem) for turn in turns for d, problem in zip(domains, turn, strict=True)]
 
 
-def write_parquet(path: Path, found: Iterable[Row]) -> None:
-    table = pa.Table.from_pylist(list(found))
+def write_parquet(part: Part, domains: Sequence[Domain], count: int, path: Path) -> None:
+    table = pa.Table.from_pylist(alternating(part, domains, count))
     pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=False)
 
 
@@ -155,8 +154,9 @@ def train(name: str) -> Path:
     return run / "student"
 
 
-def install(name: str, student: Path, folder: Path) -> None:
-    """Casts a student to bfloat16, measures what will ship, and writes its card."""
+def install(name: str, folder: Path) -> None:
+    """Trains a model, casts it to bfloat16, measures what will ship, and writes its card."""
+    student = train(name)
     AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(student).save_pretrained(folder)
     domains = measure(folder)

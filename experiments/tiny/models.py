@@ -85,7 +85,8 @@ def make_model(shape: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwe
     return model
 
 
-def save_initial(folder: Path, shape: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def save_initial(shape: str, seed: int, folder: Path) -> None:
     """Writes the random start of one size as a Hugging Face folder."""
+    tokenizer = make_tokenizer(seed)
     make_model(shape, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

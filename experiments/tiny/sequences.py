@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from schema import Problem
@@ -16,84 +17,82 @@ WORDINGS = (
     "Continue {s} by one number.",
     "{who} counts {s}. Which number is next?",
 )
-Solver = Callable[[Sequence[int]], list[Step]]
-"""Steps that show the rule on four numbers and end in the next one, if they follow the rule."""
+Numbers = list[int]
 
 
-def _rising(n: Sequence[int]) -> list[Step]:
-    return [*(step(b, "-", a) for a, b in pairwise(n[:3])), step(n[3], "+", n[1] - n[0])]
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How sequences go on: `draw` makes the given numbers and the next, `solve` the steps that lead to it."""
+
+    draw: Callable[[random.Random], Numbers]
+    solve: Callable[[Numbers], list[Step]]
 
 
-def _falling(n: Sequence[int]) -> list[Step]:
-    return [*(step(a, "-", b) for a, b in pairwise(n[:3])), step(n[3], "-", n[0] - n[1])]
+def _numbers(first: int, differences: Sequence[int]) -> Numbers:
+    return [first + sum(differences[:i]) for i in range(len(differences) + 1)]
 
 
-def _growing(n: Sequence[int]) -> list[Step]:
+def _draw_growing(rng: random.Random) -> Numbers:
+    first, more = rng.randint(1, 12), rng.randint(1, 4)
+    return _numbers(rng.randint(0, 40), [first + more * i for i in range(SHOWN)])
+
+
+def _draw_alternating(rng: random.Random) -> Numbers:
+    up, down = rng.randint(2, 15), rng.randint(1, 14)
+    return _numbers(rng.randint(0, 60), [up, -down] * (SHOWN // 2))
+
+
+def _draw_multiplied(rng: random.Random) -> Numbers:
+    factor, first = rng.randint(2, 4), rng.randint(1, 6)
+    return [first * factor**i for i in range(SHOWN + 1)]
+
+
+def _draw_summed(rng: random.Random) -> Numbers:
+    numbers = [rng.randint(0, 30), rng.randint(1, 30)]
+    while len(numbers) <= SHOWN:
+        numbers.append(numbers[-2] + numbers[-1])
+    return numbers
+
+
+def _solve_growing(n: Numbers) -> list[Step]:
     first, second, third = (b - a for a, b in pairwise(n))
     return [*(step(b, "-", a) for a, b in pairwise(n)), step(n[3], "+", third + (second - first))]
 
 
-def _alternating(n: Sequence[int]) -> list[Step]:
-    return [step(n[1], "-", n[0]), step(n[1], "-", n[2]), step(n[3], "-", n[1] - n[2])]
-
-
-def _multiplied(n: Sequence[int]) -> list[Step]:
-    factor = n[1] // max(1, n[0])
+def _solve_multiplied(n: Numbers) -> list[Step]:
+    factor = n[1] // n[0]
     return [*(step(a, "*", factor) for a in n[:2]), step(n[3], "*", factor)]
 
 
-def _summed(n: Sequence[int]) -> list[Step]:
-    return [step(a, "+", b) for a, b in pairwise(n)]
-
-
-def _numbers(first: int, differences: Sequence[int]) -> list[int]:
-    return [first + sum(differences[:i]) for i in range(len(differences) + 1)]
-
-
-def _draw(rule: str, rng: random.Random) -> list[int]:
-    """The given numbers and the one that follows."""
-    match rule:
-        case "rising":
-            return _numbers(rng.randint(0, 80), [rng.randint(2, 20)] * SHOWN)
-        case "falling":
-            return _numbers(rng.randint(20, 99), [-rng.randint(2, 20)] * SHOWN)
-        case "growing":
-            first, more = rng.randint(1, 12), rng.randint(1, 4)
-            return _numbers(rng.randint(0, 40), [first + more * i for i in range(SHOWN)])
-        case "alternating":
-            up, down = rng.randint(2, 15), rng.randint(1, 14)
-            return _numbers(rng.randint(0, 60), [up, -down] * (SHOWN // 2))
-        case "multiplied":
-            factor = rng.randint(2, 4)
-            first = rng.randint(1, 6)
-            return [first * factor**i for i in range(SHOWN + 1)]
-        case _:
-            numbers = [rng.randint(0, 30), rng.randint(1, 30)]
-            while len(numbers) <= SHOWN:
-                numbers.append(numbers[-2] + numbers[-1])
-            return numbers
-
-
-RULES: dict[str, Solver] = {
-    "rising": _rising,
-    "falling": _falling,
-    "growing": _growing,
-    "alternating": _alternating,
-    "multiplied": _multiplied,
-    "summed": _summed,
-}
+RULES = (
+    Rule(
+        lambda rng: _numbers(rng.randint(0, 80), [rng.randint(2, 20)] * SHOWN),
+        lambda n: [*(step(b, "-", a) for a, b in pairwise(n[:3])), step(n[3], "+", n[1] - n[0])],
+    ),
+    Rule(
+        lambda rng: _numbers(rng.randint(20, 99), [-rng.randint(2, 20)] * SHOWN),
+        lambda n: [*(step(a, "-", b) for a, b in pairwise(n[:3])), step(n[3], "-", n[0] - n[1])],
+    ),
+    Rule(_draw_growing, _solve_growing),
+    Rule(
+        _draw_alternating,
+        lambda n: [step(n[1], "-", n[0]), step(n[1], "-", n[2]), step(n[3], "-", n[1] - n[2])],
+    ),
+    Rule(_draw_multiplied, _solve_multiplied),
+    Rule(_draw_summed, lambda n: [step(a, "+", b) for a, b in pairwise(n)]),
+)
 
 
 def draw_sequence(rng: random.Random, wanted: Callable[[str], bool]) -> Problem:
     """A random sequence with a wanted key; every number is from 0 to 99, and only one continuation fits a rule."""
     while True:
-        rule = rng.choice(list(RULES))
-        *given, following = _draw(rule, rng)
+        rule = rng.choice(RULES)
+        *given, following = rule.draw(rng)
         key = " ".join(map(str, given))
         fits = all(0 <= n < 100 for n in (*given, following))
         if fits and set(_continuations(given)) == {following} and wanted(key):
             break
-    solution = RULES[rule](given)
+    solution = rule.solve(given)
     assert solution[-1][3] == following
     wording = rng.choice(WORDINGS).format(s=", ".join(map(str, given)), who=rng.choice(NAMES))
     return Problem(
@@ -105,7 +104,7 @@ def draw_sequence(rng: random.Random, wanted: Callable[[str], bool]) -> Problem:
     )
 
 
-def _continuations(n: Sequence[int]) -> Iterator[int]:
+def _continuations(n: Numbers) -> Iterator[int]:
     """What follows by each rule that the given numbers obey."""
     steps = [b - a for a, b in pairwise(n)]
     if len(set(steps)) == 1:

@@ -19,16 +19,8 @@ if TYPE_CHECKING:
 
 SOURCES: Mapping[VerifierName, tuple[str, ...]] = {
     "math": (
-        *(
-            "tiny/arithmetic",
-            "tiny/sequences",
-            "gsm8k",
-            "math",
-            "math500",
-            "math-*",
-            "math_*",
-            "hendrycks_math",
-        ),
+        *("tiny/arithmetic", "tiny/sequences"),
+        *("gsm8k", "math", "math500", "math-*", "math_*", "hendrycks_math"),
         *("deepmath*", "aime*", "hmmt*", "dapo*", "numina*"),
     ),
     "code": (
