@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from cells import ESTIMATORS, FOUR, MATH, PAIR, SCALES
 from claims import LABELS
-from intervals import Interval, Results
+from intervals import Interval, Results, interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from problems import TEACHER_OF
@@ -73,9 +73,9 @@ def rewards(results: Results, path: Path) -> None:
             capsize=2,
         )
         for number, (scale, x, y) in enumerate(zip(SCALES, across, up, strict=True)):
-            place = (4, 6) if number % 2 else (4, -14)
+            place, side = ((-4, 6), "right") if number % 2 else ((4, -13), "left")
             axis.annotate(
-                f"{scale:g}", (x.mean, y.mean), textcoords="offset points", xytext=place, fontsize=8
+                f"{scale:g}", (x.mean, y.mean), textcoords="offset points", xytext=place, ha=side, fontsize=8
             )
         axis.set(
             title=domain, xlabel="implicit reward ℓ_T − ℓ_R (nats/token)", ylabel="accuracy (true reward)"
@@ -108,6 +108,7 @@ def methods(results: Results, path: Path) -> None:
         axis.set_xticks(
             range(len(names)), [LABELS.get(n, "ExOPD, corrected") for n in names], rotation=35, ha="right"
         )
+        axis.set_xlim(-0.6, len(names) - 0.4)
         axis.set_title(title, fontsize=11)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("accuracy")
@@ -120,11 +121,13 @@ def estimators(results: Results, path: Path, prompts: int) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2))
     for number, (name, cell) in enumerate(names.items()):
         curves = [entry["curves"] for entry in results.entries(cell)]
-        right = np.mean([_smooth(c["reward/tiny/arithmetic"]) for c in curves], axis=0)
+        seeds = np.array([_smooth(c["reward/tiny/arithmetic"]) for c in curves])
+        levels = [interval([step[:, None]]) for step in seeds.T]
         seconds = np.mean([np.cumsum(c["seconds"]) for c in curves], axis=0)
-        style = {"color": COLOURS[number], "label": name}
-        axes[0].plot(prompts * np.arange(1, len(right) + 1), right, **style)
-        axes[1].plot(seconds, right, **style)
+        for axis, across in zip(axes, (prompts * np.arange(1, len(levels) + 1), seconds), strict=False):
+            axis.plot(across, [i.mean for i in levels], color=COLOURS[number], label=name)
+            low, high = [i.low for i in levels], [i.high for i in levels]
+            axis.fill_between(across, low, high, color=COLOURS[number], alpha=0.15, lw=0)
     found = [entry["variance"] for entry in results.entries("estimators/variance")]
     for number, name in enumerate(names):
         noise = [np.sqrt(max(0.0, v[name]["variance"]) / v["full"]["signal"]) for v in found]
