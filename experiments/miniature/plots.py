@@ -72,11 +72,17 @@ def rewards(results: Results, path: Path) -> None:
             color=COLOURS[0],
             capsize=2,
         )
-        for number, (scale, x, y) in enumerate(zip(SCALES, across, up, strict=True)):
-            place, side = ((-4, 6), "right") if number % 2 else ((4, -13), "left")
+        for scale, x, y in zip(SCALES, across, up, strict=True):
             axis.annotate(
-                f"{scale:g}", (x.mean, y.mean), textcoords="offset points", xytext=place, ha=side, fontsize=8
+                f"λ = {scale:g}",
+                (x.mean, y.high),
+                textcoords="offset points",
+                xytext=(0, 4),
+                ha="center",
+                rotation=90,
+                fontsize=7,
             )
+        axis.margins(y=0.17)
         axis.set(
             title=domain, xlabel="implicit reward ℓ_T − ℓ_R (nats/token)", ylabel="accuracy (true reward)"
         )
