@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "miniature"
 sys.path.insert(0, str(FOLDER))
 
+from cells import CELLS, Size  # noqa: E402
 from claims import CLAIMS, Claim  # noqa: E402
 from intervals import Interval, Results, interval  # noqa: E402
 from measure import compared, load  # noqa: E402
@@ -114,6 +115,17 @@ def test_divergences_are_those_of_transformers_in_float64(tmp_path: Path) -> Non
         torch.testing.assert_close(
             found.double().sort().values, torch.cat(wanted).sort().values, rtol=1e-4, atol=1e-5
         )
+
+
+def test_the_report_gives_the_verdicts_of_the_results_kept_beside_it() -> None:
+    kept = Results(FOLDER / "results", range(Size().seeds))
+    assert [cell.name for cell in CELLS if cell.name not in kept] == []
+    report = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for claim in CLAIMS:
+        (line,) = [
+            line for line in report.splitlines() if line.startswith(f"| {claim.source} | {claim.text} |")
+        ]
+        assert line.endswith(f"| {claim.verdict(claim.effect(kept))} |")
 
 
 def run(folder: Path, *cells: str) -> str:
