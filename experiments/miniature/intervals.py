@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,19 @@ def interval(values: Sequence[Array]) -> Interval:
     Each draw takes seeds and problems again with replacement, independently of each other (Owen 2007, "The pigeonhole
     bootstrap"); the seeds are the same for all arrays. Fixed random stream.
     """
-    generator = np.random.default_rng(0)
-    seeds = len(values[0])
-    seeds_NS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
+    seeds_NS, shares = _draws(len(values[0]), tuple(array.shape[1] for array in values))
     total_N = np.zeros(DRAWS)
-    for array_SP in values:
-        problems = array_SP.shape[1]
-        share_NP = generator.multinomial(problems, np.full(problems, 1 / problems), size=DRAWS) / problems
+    for share_NP, array_SP in zip(shares, values, strict=True):
         total_N += np.einsum("ns,ns->n", seeds_NS, share_NP @ array_SP.T) / len(values)
     low, high = np.quantile(total_N, [0.025, 0.975])
     return Interval(float(np.mean([array.mean() for array in values])), float(low), float(high))
+
+
+@lru_cache(maxsize=3)
+def _draws(seeds: int, problems: tuple[int, ...]) -> tuple[Array, list[Array]]:
+    """How much each seed, and each problem of each array, counts in each draw: [DRAWS, seeds] and [DRAWS, problems]."""
+    generator = np.random.default_rng(0)
+    seeds_NS, *shares = (
+        generator.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n for n in (seeds, *problems)
+    )
+    return seeds_NS, shares

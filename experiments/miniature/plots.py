@@ -130,7 +130,8 @@ def estimators(results: Results, path: Path, prompts: int) -> None:
         seeds = np.array([_smooth(c["reward/tiny/arithmetic"]) for c in curves])
         levels = [interval([step[:, None]]) for step in seeds.T]
         seconds = np.mean([np.cumsum(c["seconds"]) for c in curves], axis=0)
-        for axis, across in zip(axes, (prompts * np.arange(1, len(levels) + 1), seconds), strict=False):
+        seen = prompts * np.arange(1, len(levels) + 1)
+        for axis, across in zip(axes[:2], (seen, seconds), strict=True):
             axis.plot(across, [i.mean for i in levels], color=COLOURS[number], label=name)
             low, high = [i.low for i in levels], [i.high for i in levels]
             axis.fill_between(across, low, high, color=COLOURS[number], alpha=0.15, lw=0)

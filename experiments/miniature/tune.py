@@ -3,7 +3,7 @@
     python experiments/miniature/tune.py
 
 The problems are of the training part, so that no held-out one is seen. What comes out is kept in `tuning.json` and used
-unchanged for every other cell, ExOPD above all, as in the paper.
+unchanged for every cell that learns from teachers, ExOPD above all, as in the paper.
 """
 
 from __future__ import annotations
