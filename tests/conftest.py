@@ -18,6 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gopd import sandbox
+from gopd.sandbox.process import launch
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unk|>")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 \n+-*/=.,?!()[]{}:;\\_'\"$"
 CHAT_TEMPLATE = (
@@ -115,3 +118,10 @@ def reference_folder(make_model: MakeModel) -> Path:
 def llama_folder(make_model: MakeModel) -> Path:
     """A tiny random Llama with a head of its own."""
     return make_model(3, "llama")
+
+
+@pytest.fixture(params=["namespaces", "landlock"])
+def run(request: pytest.FixtureRequest) -> Callable[..., sandbox.Outcome]:
+    """`gopd.sandbox.run` in each isolation; on a machine that lacks one of them the test fails."""
+    default = sandbox.Limits()
+    return lambda code, *, stdin=b"", limits=default: launch(request.param, code, stdin, limits)

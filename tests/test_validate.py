@@ -14,13 +14,13 @@ import torch
 
 from conftest import VOCABULARY, MakeModel
 from gopd import logprobs, views
+from gopd.estimates import bootstrap_interval
 from gopd.sections import View
 from gopd.types import Rollout
 from gopd.validate import (
     Domain,
     Validation,
     accuracy_interval,
-    bootstrap_interval,
     exact_kl,
     kl_interval,
     summarize,

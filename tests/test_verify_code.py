@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_functions(program: str, passes: bool) -> None:
 
 
 def test_an_endless_function_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "TEST_LIMITS", sandbox.Limits(seconds=1))
+    monkeypatch.setattr(code, "TRAINING", replace(code.TRAINING, calls=sandbox.Limits(seconds=1)))
     assert not code.grade(ADD, fenced("def add(a, b):\n    while True: pass"))
 
 
@@ -243,7 +244,7 @@ def test_malformed_ground_truth_names_the_problem(truth: str, problem: str) -> N
 
 def test_a_slow_problem_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = json.dumps({"inputs": ["1"] * 50, "outputs": ["1"] * 50})
-    monkeypatch.setattr(code, "PROBLEM_SECONDS", 0.4)
+    monkeypatch.setattr(code, "TRAINING", replace(code.TRAINING, all_runs=0.4))
     start = time.monotonic()
     assert not code.grade(truth, fenced("import time; time.sleep(0.2); print(1)"))
     assert time.monotonic() - start < 5

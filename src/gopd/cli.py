@@ -34,9 +34,21 @@ GENERATE_EXAMPLES = """examples:
 
 The file responses.parquet in the folder can be the data of a recipe of method sft."""
 
+GO_ON = "a run goes on from its last checkpoint with --resume"
+
 MERGE_EXAMPLES = """examples:
   gopd merge math-expert code-expert --to average
   gopd merge math-expert code-expert --base qwen3-4b --alpha 0.5 --to extrapolated"""
+
+EVAL_EXAMPLES = """examples:
+  gopd eval runs/mine/checkpoints/best --tasks aime24,aime25,hmmt25_feb,hmmt25_nov
+  gopd eval student teacher --tasks humaneval+,mbpp+,livecodebench_v6 --to results
+  gopd eval builtin:base --tasks gsm8k --data FOLDER --n 1 --limit 50 --max-tokens 128
+
+The same command again goes on where an interrupted one was. Code is run in a sandbox (docs/evaluation.md)."""
+
+COMPARE_EXAMPLES = """example:
+  gopd compare results/student results/teacher"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _merge(options)
         elif options.command == "import-gguf":
             _import_gguf(options)
+        elif options.command == "eval":
+            _eval(options)
+        elif options.command == "grade":
+            _grade(options)
+        elif options.command == "compare":
+            _compare(options)
         return EXIT_DONE
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
@@ -59,9 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _complain(error, EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        return _complain(
-            "interrupted; a run goes on from its last checkpoint with --resume", EXIT_INTERRUPTED
-        )
+        again = "the same command goes on" if options.command in ("eval", "grade") else GO_ON
+        return _complain(f"interrupted; {again}", EXIT_INTERRUPTED)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -126,7 +143,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     gguf.add_argument("file", metavar="FILE.gguf")
     gguf.add_argument("folder", metavar="FOLDER", help="new folder for the model and its tokenizer")
+    _add_evaluation(commands)
     return parser
+
+
+def _add_evaluation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluation = commands.add_parser(
+        "eval",
+        help="measure models on mathematics and code suites",
+        description="Answers, grades and sums up; docs/evaluation.md says what each number means.",
+        epilog=EVAL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = evaluation.add_argument
+    add("models", nargs="+", metavar="MODEL", help="model folders, Hub names or builtin:NAME")
+    add("--tasks", required=True, metavar="NAME,...", help="suites, e.g. aime24,math500,humaneval+")
+    add("--n", type=int, help="samples per problem (mathematics 32, code 4)")
+    add("--limit", type=int, metavar="N", help="only the first N problems of each suite")
+    add("--to", default="runs/eval", metavar="FOLDER", help="results folder (runs/eval)")
+    add("--temperature", type=float, default=1.0, help="(1)")
+    add("--top-p", type=float, default=1.0, help="(1)")
+    add("--top-k", type=int, default=0, help="(0: no limit)")
+    add("--max-tokens", type=int, default=16384, help="of a response (16384)")
+    add("--seed", type=int, default=0, help="(0)")
+    add("--slots", type=int, default=64, help="responses drawn side by side (64)")
+    add("--system", metavar="TEXT", help="system text before the problem")
+    add("--thinking", action=argparse.BooleanOptionalAction, help="the chat template's thinking switch")
+    add("--completion", action="store_true", help="plain prompts, for models without a chat template")
+    add("--pass-at", default="", metavar="K,...", help="also estimate pass@K")
+    grade = commands.add_parser(
+        "grade",
+        help="grade the samples of a results folder again",
+        description="Decides every saved sample anew; nothing is sampled.",
+    )
+    grade.add_argument("folder", metavar="FOLDER", help="results of gopd eval, of one model or several")
+    for command in (evaluation, grade):
+        add = command.add_argument
+        add("--data", metavar="FOLDER", help="folder with the suites' files, instead of fetching them")
+        golds = ("corrected", "as-published")
+        add("--golds", choices=golds, default="corrected", help="with evident errors mended, or not")
+        add("--lcb-compat", action="store_true", help="LiveCodeBench's own verdict rules where they differ")
+        add(
+            "--allow-unsandboxed",
+            action="store_true",
+            help="run programs even where nothing keeps them apart",
+        )
+    compare = commands.add_parser(
+        "compare",
+        help="compare two results, problem by problem",
+        description="The paired difference B − A on every task that both results have.",
+        epilog=COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("a", metavar="A", help="one model's folder of gopd eval")
+    compare.add_argument("b", metavar="B", help="another's")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -173,6 +243,26 @@ def _import_gguf(options: argparse.Namespace) -> None:
 
     _quiet_libraries()
     import_gguf(options.file, options.folder)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from gopd.evaluate.command import evaluate_command
+
+    _quiet_libraries()
+    evaluate_command(options)
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from gopd.evaluate.command import grade_command
+
+    _quiet_libraries()
+    grade_command(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from gopd.evaluate.command import compare_command
+
+    compare_command(options)
 
 
 def _quiet_libraries() -> None:

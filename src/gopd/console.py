@@ -130,6 +130,10 @@ class Phase:
         """So many rows are finished, after so many before."""
         self._progress.update(self._task, completed=before + done)
 
+    def of(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        self._progress.update(self._task, completed=done, total=total)
+
     def sampled(self, done: int, total: int, tokens: int) -> None:
         """Rows finished and tokens drawn so far."""
         rate = tokens / max(time.perf_counter() - self._start, 1e-9)

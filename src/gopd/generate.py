@@ -20,7 +20,7 @@ from gopd.files import atomic_file, atomic_write, sweep
 from gopd.model import LanguageModel, load_model, load_tokenizer
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.recipe_file import resolved_yaml
-from gopd.rollouts import PromptSet, check_context, grade, prompt_set, sample_rollouts
+from gopd.rollouts import PromptSet, check_context, check_sandbox, grade, prompt_set, sample_rollouts
 from gopd.sampler.torch import TorchSampler
 from gopd.setup import device_of
 from gopd.types import Rollout
@@ -114,6 +114,7 @@ def _prompts(recipe: OpdRecipe, tokenizer: PreTrainedTokenizerBase, keep_correct
         limit=recipe.data.max_prompt_tokens,
         overlong=recipe.data.overlong,
     )
+    check_sandbox(data.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
     unjudged = [p.where for p in data.prompts if p.verifier == "none"]
     if keep_correct and unjudged:
         raise BadInput(

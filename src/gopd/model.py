@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -68,7 +69,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """The longest prompt + response the model was made for."""
-        return int(self.module.config.get_text_config().max_position_embeddings)
+        return _context_length(self.module.config)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: PackedLayout | DecodeLayout) -> Tensor:
         """Final hidden states, after the last norm; ids and positions [batch, tokens] → [batch, tokens, D]."""
@@ -182,6 +183,24 @@ def load_tokenizer(spec: ModelSpec, role: str) -> PreTrainedTokenizerBase:
             f"{role}: cannot load the tokenizer of {spec.model!r}: {' '.join(str(error).split())[:400]}"
         ) from error
     return tokenizer
+
+
+def context_length(spec: ModelSpec, role: str) -> int:
+    """The longest prompt + response of a model, from its configuration alone. Raises BadInput."""
+    source = model_source(spec, role)
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{role}: cannot load the configuration of {spec.model!r}: {' '.join(str(error).split())[:400]}"
+        ) from error
+    return _context_length(config)
+
+
+def _context_length(config: PreTrainedConfig) -> int:
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def model_source(spec: ModelSpec, role: str) -> str:

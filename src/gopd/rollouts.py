@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from gopd import views
+from gopd import sandbox, views
 from gopd.data import load_prompts
 from gopd.errors import BadInput
 from gopd.model import LanguageModel
@@ -70,6 +70,14 @@ def check_context(model: LanguageModel, ids: Sequence[Sequence[int]], max_respon
             f"{model.name}: a prompt of {longest} tokens and a response of {max_response_tokens} exceed its context of "
             f"{model.context_length}; lower data.max_response_tokens or data.max_prompt_tokens"
         )
+
+
+def check_sandbox(prompts: Sequence[Prompt], *, allow_unsandboxed: bool) -> None:
+    """BadInput when there are programs to grade, and nothing to keep them apart from the machine."""
+    if allow_unsandboxed:
+        sandbox.allow_unsandboxed()
+    if any(prompt.verifier == "code" for prompt in prompts):
+        sandbox.isolation()
 
 
 def sample_rollouts(

@@ -236,6 +236,8 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on GPU, float32 on CPU. Master weights are float32 either way."""
+    allow_unsandboxed: bool = False
+    """Run the programs of responses even where nothing keeps them apart from the machine."""
 
     @model_validator(mode="after")
     def _length(self) -> TrainSection:

@@ -13,7 +13,7 @@ from gopd.learner import Learner
 from gopd.model import LanguageModel, load_model
 from gopd.order import PromptOrder
 from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
-from gopd.rollouts import PromptSet, check_context, demonstrations, prompt_set
+from gopd.rollouts import PromptSet, check_context, check_sandbox, demonstrations, prompt_set
 from gopd.sampler import Sampler
 from gopd.sampler.torch import TorchSampler
 from gopd.scorer import Scorer, Seat
@@ -90,12 +90,14 @@ def _prompts(
         need_response=recipe.method == "sft",
     )
     check_context(student, data.ids, recipe.data.max_response_tokens)
+    check_sandbox(data.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
     if recipe.validation is None:
         return data, None
     validation = prompt_set(
         recipe.validation, student.tokenizer, student.name, view, routes=routes, limit=limit
     )
     check_context(student, validation.ids, recipe.validation_response_tokens)
+    check_sandbox(validation.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
     return data, validation
 
 
@@ -158,10 +160,14 @@ def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, u
 
 def device_of(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
     """Where models live, and the dtype of the frozen ones."""
-    train = recipe.train
+    return choose_device(recipe.train.device, recipe.train.compute_dtype)
+
+
+def choose_device(wanted: str, compute_dtype: str) -> tuple[torch.device, torch.dtype]:
+    """As `train.device` and `train.compute_dtype` say; auto: a GPU, and bfloat16 on it, where there is one."""
     cuda = torch.cuda.is_available()
-    if train.device == "cuda" and not cuda:
+    if wanted == "cuda" and not cuda:
         raise BadInput("train.device is cuda, but PyTorch finds no GPU; use auto or cpu")
-    device = torch.device("cuda" if train.device != "cpu" and cuda else "cpu")
-    narrow = train.compute_dtype == "bfloat16" or (train.compute_dtype == "auto" and device.type == "cuda")
+    device = torch.device("cuda" if wanted != "cpu" and cuda else "cpu")
+    narrow = compute_dtype == "bfloat16" or (compute_dtype == "auto" and device.type == "cuda")
     return device, torch.bfloat16 if narrow else torch.float32

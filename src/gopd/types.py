@@ -28,6 +28,27 @@ Message = Mapping[str, str]
 
 VerifierName = Literal["math", "code", "none"]
 
+Reason = Literal["right", "no-answer", "wrong", "error", "timeout", "output-limit", "too-long"]
+"""Why a grader decided as it did: no finished answer, another answer, a program that failed, was too slow or printed
+without end, an expression too long to compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A grader's decision. `answer` is what it took for the answer: the box's content, or the program.
+
+    `base` is set by suites with two sets of tests (HumanEval+, MBPP+): whether the first, smaller one passed.
+    """
+
+    reason: Reason
+    answer: str | None
+    base: bool | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer counts."""
+        return self.reason == "right"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

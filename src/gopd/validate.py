@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from gopd.estimates import RESAMPLES, bootstrap_interval
 from gopd.logprobs import chunks
 from gopd.model import LanguageModel
 from gopd.objective import reverse_kl
@@ -18,8 +18,6 @@ from gopd.packing import pack
 from gopd.recipe import SampledRecipe
 from gopd.scorer import Scorer
 from gopd.types import Rollout
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +129,6 @@ def kl_interval(rollouts: Sequence[Rollout], kl_sums: Sequence[float]) -> tuple[
         ratios += (times @ kl_B / (times @ tokens_B)).tolist()
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(kl_B.sum() / tokens_B.sum()), float(low), float(high)
-
-
-def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95% percentile interval of the mean by resampling `values` [problems] with a fixed seed."""
-    distinct, times = np.unique(values, return_counts=True)  # few where rewards are 0 or 1: quick
-    draws = np.random.default_rng(0).multinomial(len(values), times / len(values), size=RESAMPLES)
-    low, high = np.quantile(draws @ distinct / len(values), [0.025, 0.975])
-    return float(low), float(high)
 
 
 @torch.no_grad()

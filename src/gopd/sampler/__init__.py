@@ -32,6 +32,14 @@ class Response:
     finished: bool
 
 
+Finished = Callable[[int, Response], None]
+"""Called with a request's number and its response as soon as that is complete."""
+
+
+def nothing(number: int, response: Response) -> None:
+    """Waits for the end instead."""
+
+
 class Sampler(Protocol):
     """What the loop needs of a sampling engine."""
 
@@ -39,7 +47,11 @@ class Sampler(Protocol):
     """True: its log-probs are the trainer's own to rounding, so rollout correction weights are 1."""
 
     def sample(
-        self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingSection,
+        progress: Progress,
+        finished: Finished = nothing,
     ) -> list[Response]:
         """Answers every request, in order."""
         ...

@@ -21,7 +21,7 @@ from gopd.attention import DecodeLayout, KeyValueCache, PackedLayout
 from gopd.errors import RunFailed
 from gopd.model import LanguageModel
 from gopd.prepack import Head, prepacked
-from gopd.sampler import Progress, Request, Response
+from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sections import SamplingSection
 
 PREFILL_TOKENS = 8192
@@ -37,7 +37,11 @@ class TorchSampler:
         self.slots = slots
 
     def sample(
-        self, requests: Sequence[Request], sampling: SamplingSection, progress: Progress
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingSection,
+        progress: Progress,
+        finished: Finished = nothing,
     ) -> list[Response]:
         """Answers every request, in order."""
         slots = min(self.slots, len(requests))
@@ -46,6 +50,8 @@ class TorchSampler:
             while flight.busy():
                 flight.admit()
                 flight.decode()
+                for number in flight.take_fresh():
+                    finished(number, flight.done[number])
                 progress(flight.finished, len(requests), flight.tokens)
         return flight.responses()
 
@@ -72,6 +78,8 @@ class _Flight:
         self.active: list[int] = []
         """Request number of each slot in use; slots 0 … len−1 are always the ones in use."""
         self.done: dict[int, Response] = {}
+        self.fresh: list[int] = []
+        """Done since they were last asked for."""
         self.tokens = 0
         self.eos_E = torch.tensor(model.eos_ids, device=device)
         self.ids_BL = torch.zeros((slots, limit), dtype=torch.long, device=device)
@@ -92,6 +100,11 @@ class _Flight:
     @property
     def finished(self) -> int:
         return len(self.done)
+
+    def take_fresh(self) -> list[int]:
+        """The requests done since the last time."""
+        fresh, self.fresh = self.fresh, []
+        return fresh
 
     def responses(self) -> list[Response]:
         """In the order of the requests; to be called outside inference mode, so that losses can use the tensors."""
@@ -190,6 +203,7 @@ class _Flight:
                 self.ids_BL[slot, :length].tolist(),
                 self.logprobs_BL[slot, :length].cpu().clone(),
             )
+            self.fresh.append(self.active[slot])
             self.done[self.active[slot]] = Response(ids, logprobs_R, bool(ended_B[slot]))
             last = len(self.active) - 1
             if slot != last:

@@ -1,68 +1,39 @@
-"""Running untrusted Python in a process of its own, within limits.
+"""Running untrusted Python in a process of its own: kept apart from the machine, and within limits.
 
-What holds the program: a fresh empty folder as working directory, removed afterwards; an environment with
-nothing of the caller's in it; the bare interpreter with the standard library only (no site-packages); limits on
-address space, CPU time, file size and open files, no core dumps; a wall-clock limit; a cap on what it may print.
-Its whole process group is killed when it ends, however it ends, so that it leaves nothing running.
+Always: a fresh empty working folder; an environment with nothing of the caller's in it; the bare interpreter with the
+standard library only (no site-packages); limits on address space, CPU time, file size and open files, no core
+dumps; a wall-clock limit; a cap on what it may print; no process of it survives the run.
 
-What this does NOT protect against: the program runs as the caller's own user, with no namespaces and no system
-call filter. It can use the network, read any file the user can read, write outside its folder, fill the disk with
-many small files, start processes (each with its own memory allowance), signal the user's other processes, and,
-by starting a session of its own, outlive its group. It keeps runaway and clumsy programs in check, not hostile ones.
+With bubblewrap and user namespaces (`namespaces`): no network; no files but the system's libraries and Python,
+read-only; no other process in sight; user nobody; the working folder is memory of its own; a system call filter
+forbids new processes (threads are allowed), sockets, and the parts of the kernel that programs do not need. Without
+user namespaces (`landlock`): the process confines itself by Landlock and a stricter filter. With neither nothing is
+run, unless `allow_unsandboxed` was called: then the limits are all there is, new processes escape them, and the program
+can do whatever the user can.
 
-Needs Linux.
+Not protected against: a fault of the kernel itself; telling something of the machine (processor, load, time); with
+`landlock` also asking whether a path exists, and filling the disk with many small files until the run ends.
+
+Needs Linux. `docs/evaluation.md` says more.
 """
 
 from __future__ import annotations
 
-import os
-import selectors
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Literal
+import functools
+import platform
+import threading
+import warnings
 
-Status = Literal["ok", "error", "timeout", "output-limit"]
+from gopd.errors import BadInput, RunFailed
+from gopd.sandbox import seccomp
+from gopd.sandbox.layers import Isolation
+from gopd.sandbox.process import Limits, Outcome, Status, launch
 
-_BOOTSTRAP = (Path(__file__).parent / "_bootstrap.py").read_text(encoding="utf-8")
-_CHUNK = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a program may use: `seconds` of wall clock, `cpu_seconds` per process, sizes in bytes."""
-
-    seconds: float = 10.0
-    cpu_seconds: int = 10
-    memory_bytes: int = 1 << 30
-    file_bytes: int = 1 << 24
-    output_bytes: int = 1 << 22
-    open_files: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a program ended.
-
-    `ok`: exit code 0; `error`: any other exit code, or a signal; `timeout`: out of wall clock or CPU time, killed;
-    `output-limit`: printed more than allowed, killed. `stdout` and `stderr` hold what it printed until then,
-    together at most `Limits.output_bytes`. `seconds` is wall clock. `returncode` is negative for a signal.
-    """
-
-    status: Status
-    stdout: bytes
-    stderr: bytes
-    seconds: float
-    returncode: int
-
+__all__ = ["Isolation", "Limits", "Outcome", "Status", "allow_unsandboxed", "isolation", "run"]
 
 _DEFAULT = Limits()
+_LOCK = threading.Lock()
+_unsandboxed_allowed = False
 
 
 def run(code: str, *, stdin: bytes = b"", limits: Limits = _DEFAULT) -> Outcome:
@@ -70,108 +41,55 @@ def run(code: str, *, stdin: bytes = b"", limits: Limits = _DEFAULT) -> Outcome:
 
     The program reads `stdin` as a file, then end of file. String hashing is seeded with 0, so that a program
     that iterates over sets prints the same every time. Never raises for what the program does; safe to call from
-    several threads at once. See the module's docstring for what it does not protect against.
+    several threads at once. Raises BadInput where programs cannot be kept apart from the machine, RunFailed when the
+    sandbox does not start though it did before.
     """
-    start = time.monotonic()
-    with _scratch_folder() as folder, tempfile.TemporaryFile() as program, tempfile.TemporaryFile() as given:
-        _fill(program, code.encode("utf-8", "surrogatepass"))
-        _fill(given, stdin)
-        process = subprocess.Popen(
-            _command(program.fileno(), limits),
-            stdin=given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(program.fileno(),),
-            cwd=folder,
-            env={"PYTHONHASHSEED": "0", "HOME": folder, "TMPDIR": folder},
-            start_new_session=True,
+    return launch(isolation(), code, stdin, limits)
+
+
+def isolation() -> Isolation:
+    """What keeps programs apart here, found by trying, once. Warns when it is not namespaces.
+
+    Raises BadInput when there is nothing and `allow_unsandboxed` was not called.
+    """
+    with _LOCK:
+        found, missing = _probe()
+    if found == "none" and not _unsandboxed_allowed:
+        raise BadInput(
+            f"programs cannot be kept apart from this machine ({'; '.join(missing)}), and they are not run otherwise; "
+            "install bubblewrap where user namespaces are on, or, if the programs are harmless, allow it by "
+            "--allow-unsandboxed (gopd eval, gopd grade) or train.allow_unsandboxed=true (a recipe)"
         )
-        with process:
-            try:
-                passed, out, err = _watch(process, start + limits.seconds, limits.output_bytes)
-            finally:
-                _kill_group(process)
-            returncode = process.wait()
-    status = passed or _status(returncode)
-    return Outcome(status, out, err, time.monotonic() - start, returncode)
+    return found
 
 
-def _status(returncode: int) -> Status:
-    if returncode == -signal.SIGXCPU:
-        return "timeout"
-    return "ok" if returncode == 0 else "error"
+def allow_unsandboxed() -> None:
+    """From now on programs are run even where nothing but limits holds them; for the whole process."""
+    global _unsandboxed_allowed
+    _unsandboxed_allowed = True
 
 
-def _command(program: int, limits: Limits) -> list[str]:
-    """The bare interpreter: no site-packages, no user site, no current folder on the path, no bytecode files.
-
-    Not `-I`, which would ignore PYTHONHASHSEED too; the environment is ours already.
-    """
-    last_resort_seconds = int(limits.seconds) + 2  # ends the program should this process be killed meanwhile
-    numbers = (program, last_resort_seconds, limits.memory_bytes, limits.cpu_seconds, limits.file_bytes)
-    flags = ("-P", "-s", "-S", "-B", "-X", "utf8", "-c", _BOOTSTRAP)
-    return [sys.executable, *flags, *map(str, (*numbers, limits.open_files))]
-
-
-def _watch(
-    process: subprocess.Popen[bytes], deadline: float, cap: int
-) -> tuple[Literal["timeout", "output-limit"] | None, bytes, bytes]:
-    """Collects output until the program exits (None) or passes a limit. Leaves the program unreaped."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    out, err = bytearray(), bytearray()
-    verdict: Literal["timeout", "output-limit"] | None = None
-    with ExitStack() as stack:
-        exit_signal = os.pidfd_open(process.pid)
-        stack.callback(os.close, exit_signal)
-        selector = stack.enter_context(selectors.DefaultSelector())
-        selector.register(exit_signal, selectors.EVENT_READ)
-        selector.register(process.stdout, selectors.EVENT_READ, out)
-        selector.register(process.stderr, selectors.EVENT_READ, err)
-        exited = False
-        while len(out) + len(err) <= cap:
-            left = 0.0 if exited else deadline - time.monotonic()
-            ready = [key for key, _ in selector.select(left)]
-            for key in ready:
-                if key.fileobj == exit_signal:
-                    exited = True
-                    _kill_group(process)  # leftovers; what they printed is still in the pipes
-                    selector.unregister(exit_signal)
-                elif chunk := os.read(key.fd, _CHUNK):
-                    key.data.extend(chunk)
-                else:
-                    selector.unregister(key.fileobj)
-            if exited and not ready:
-                break
-            if not exited and time.monotonic() >= deadline:
-                verdict = "timeout"
-                break
-        else:
-            verdict = "output-limit"
-    return verdict, bytes(out[:cap]), bytes(err[: max(0, cap - len(out))])
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills the program and every process in its group. It has not been reaped, so the group's id is still its own."""
-    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _fill(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    file.seek(0)
-
-
-@contextmanager
-def _scratch_folder() -> Iterator[str]:
-    """An empty folder, removed afterwards whatever the program left in it."""
-    folder = tempfile.mkdtemp(prefix="gopd-sandbox-")
-    try:
-        yield folder
-    finally:
+@functools.cache
+def _probe() -> tuple[Isolation, list[str]]:
+    """The best isolation that works, and why better ones do not."""
+    if platform.machine() not in seccomp.MACHINES:
+        return "none", [f"there is no system call filter for processor {platform.machine()}"]
+    missing: list[str] = []
+    layers: tuple[Isolation, ...] = ("namespaces", "landlock")
+    for layer in layers:
         try:
-            os.rmdir(folder)
-        except OSError:
-            # Not shutil.rmtree, which fails on very deep folders and on folders without permissions.
-            for tool in ("rm -rf", "chmod -R u+rwX", "rm -rf"):
-                subprocess.run([*tool.split(), "--", folder], check=False, stderr=subprocess.DEVNULL)
+            outcome = launch(layer, "print(1)", b"", _DEFAULT)
+        except (OSError, RunFailed) as error:
+            missing.append(f"{layer}: {error}")
+            continue
+        if outcome.stdout != b"1\n":
+            missing.append(f"{layer}: {outcome.stderr.decode('utf-8', 'replace').strip()}")
+            continue
+        if missing:
+            warnings.warn(
+                f"programs run without namespaces of their own ({missing[0]}); Landlock, a system call filter and "
+                "limits hold them instead",
+                stacklevel=4,
+            )
+        return layer, missing
+    return "none", missing

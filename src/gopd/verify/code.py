@@ -9,30 +9,81 @@ and an output the value to return. Programs run in `gopd.sandbox`, which never h
 from __future__ import annotations
 
 import json
-import math
-import re
-import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gopd import sandbox
 from gopd.errors import BadInput
+from gopd.types import Reason, Verdict
+from gopd.verify._values import encode
+from gopd.verify.calls import call
+from gopd.verify.outputs import reference_output, reference_value, same_output, same_value
+from gopd.verify.programs import between_last_fences, last_program
 
-TEST_LIMITS = sandbox.Limits(seconds=10.0, cpu_seconds=6)
-"""For one test of a whole program, or all calls of a function; wall clock leaves room for a busy machine."""
-PROBLEM_SECONDS = 60.0
-"""Wall clock for all tests of one response; one that needs more fails."""
 
-_CALLS = (Path(__file__).parent / "_calls.py").read_text(encoding="utf-8")
-_OPENING = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)$")
-_PYTHON = {"python", "python3", "py"}
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a response may use: each run of a whole program and all of them together, in seconds; or all calls of a
+    function together, and each of them, in seconds of CPU time (None: no limit of its own).
+
+    Wall clock leaves room for a busy machine.
+    """
+
+    run: sandbox.Limits
+    all_runs: float
+    calls: sandbox.Limits
+    each_call: float | None
+
+
+TRAINING = Budget(sandbox.Limits(10.0, 6), 60.0, sandbox.Limits(10.0, 6), None)
+_LARGE = {"memory_bytes": 4 << 30, "output_bytes": 1 << 26}
+EVALUATION = Budget(
+    sandbox.Limits(15.0, 6, **_LARGE), 600.0, sandbox.Limits(600.0, 600, **_LARGE), each_call=6.0
+)
+"""LiveCodeBench's own 6 s and 4 GiB for each test."""
+
+# What judges of such problems import beforehand, but for random, which costs several ms more in every grading.
+_PRELUDE = """
+import bisect, collections, functools, heapq, itertools, math, operator, re, string, sys
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, OrderedDict, defaultdict, deque
+from functools import cache, cmp_to_key, lru_cache, reduce
+from heapq import heapify, heappop, heappush, nlargest, nsmallest
+from itertools import accumulate, combinations, permutations, product
+from math import ceil, comb, floor, gcd, inf, sqrt
+from typing import *
+"""
+_REFERENCE_MODULES = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
+    *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
+)
+_REFERENCE_PRELUDE = "\n".join(
+    [
+        *(f"from {name} import *" for name in _REFERENCE_MODULES),
+        *(f"import {name}" for name in _REFERENCE_MODULES if name not in ("builtins", "typing")),
+        "sys.setrecursionlimit(50000)\n",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a response is read, what a program finds imported, and when an output counts as the expected one."""
+
+    find_program: Callable[[str], str | None]
+    before_function: str
+    before_program: str
+    same_output: Callable[[str, str], bool]
+    same_value: Callable[[Any, Any], bool]
+
+
+OURS = Rules(last_program, _PRELUDE, "", same_output, same_value)
+REFERENCE = Rules(
+    between_last_fences, _REFERENCE_PRELUDE, _REFERENCE_PRELUDE, reference_output, reference_value
+)
+"""LiveCodeBench's own grader, where its rules differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,36 +101,18 @@ def grade(ground_truth: str, response: str) -> bool:
     No finished block: False. Printed output is compared word by word, line by line, blank lines aside; decimals,
     printed or returned, within a relative 1e-6. Raises BadInput when `ground_truth` is malformed.
     """
-    problem = parse_ground_truth(ground_truth)
-    program = last_program(response)
+    return judge(parse_ground_truth(ground_truth), response).right
+
+
+def judge(problem: Problem, response: str, *, rules: Rules = OURS, budget: Budget | None = None) -> Verdict:
+    """As `grade`, with the reason; `budget` is `TRAINING` unless given."""
+    program = rules.find_program(response)
     if program is None:
-        return False
+        return Verdict("no-answer", None)
+    budget = budget or TRAINING
     if problem.function is None:
-        return _passes_as_program(problem, program)
-    return _passes_as_function(problem, problem.function, program)
-
-
-def last_program(response: str) -> str | None:
-    """The last finished Python code block; without any, the last finished block that names no language."""
-    blocks = list(_blocks(response))
-    python = [text for language, text in blocks if language in _PYTHON]
-    bare = [text for language, text in blocks if not language]
-    found = python or bare
-    return found[-1] if found else None
-
-
-def _blocks(response: str) -> Iterator[tuple[str, str]]:
-    """Finished code blocks, as (language, text). A block opened inside an unfinished one starts afresh."""
-    language, lines = "", None
-    for line in response.split("\n"):  # not splitlines: form feeds and the like are part of the program
-        opening = _OPENING.search(line.rstrip())
-        if opening is not None and (lines is None or opening.group(1)):
-            language, lines = opening.group(1).lower(), list[str]()
-        elif lines is not None and line.lstrip().startswith("```"):
-            yield language, "\n".join(lines) + "\n"
-            lines = None
-        elif lines is not None:
-            lines.append(line)
+        return Verdict(_run_program(problem, program, rules, budget), program)
+    return Verdict(_call_function(problem, problem.function, program, rules, budget), program)
 
 
 def parse_ground_truth(text: str) -> Problem:
@@ -139,78 +172,34 @@ def _call(given: Any, expected: Any, index: int) -> tuple[list[Any], Any]:
         raise _malformed(f"test {index}: not one JSON value per line: {error}") from error
 
 
-def _passes_as_program(problem: Problem, program: str) -> bool:
-    deadline = time.monotonic() + PROBLEM_SECONDS
+def _run_program(problem: Problem, program: str, rules: Rules, budget: Budget) -> Reason:
+    deadline = time.monotonic() + budget.all_runs
     for given, expected in zip(problem.inputs, problem.outputs, strict=True):
         if time.monotonic() > deadline:
-            return False
-        outcome = sandbox.run(program, stdin=given.encode("utf-8", "replace"), limits=TEST_LIMITS)
-        if outcome.status != "ok" or not same_output(expected, outcome.stdout.decode("utf-8", "replace")):
-            return False
-    return True
+            return "timeout"
+        text = rules.before_program + program
+        outcome = sandbox.run(text, stdin=given.encode("utf-8", "replace"), limits=budget.run)
+        if outcome.status != "ok":
+            return outcome.status
+        if not rules.same_output(expected, outcome.stdout.decode("utf-8", "replace")):
+            return "wrong"
+    return "right"
 
 
-def same_output(expected: str, printed: str) -> bool:
-    """Whether two texts have the same words on the same lines, blank lines aside; decimals within 1e-6."""
-    want, got = _words(expected), _words(printed)
-    return len(want) == len(got) and all(
-        len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(want, got, strict=True)
+def _call_function(problem: Problem, function: str, program: str, rules: Rules, budget: Budget) -> Reason:
+    arguments = [encode(given) for given in problem.inputs]
+    seconds = None if budget.each_call is None else [budget.each_call] * len(arguments)
+    made = call(
+        program, function, arguments, limits=budget.calls, prelude=rules.before_function, seconds=seconds
     )
+    if made.failure is not None:
+        return made.failure
+    return "right" if _same_returns(problem.outputs, made.values, rules.same_value) else "wrong"
 
 
-def _words(text: str) -> list[list[str]]:
-    return [line.split() for line in text.split("\n") if line.strip()]
-
-
-def _same_word(expected: str, printed: str) -> bool:
-    """Integers digit by digit (`5.0` passes for `5`); decimals within the tolerance."""
-    if expected == printed:
-        return True
-    if _INTEGER.fullmatch(expected):
-        whole, point, fraction = printed.partition(".")
-        return bool(point) and whole == expected and not fraction.strip("0")
-    if not _DECIMAL.fullmatch(expected) or not _NUMBER.fullmatch(printed):
-        return False
-    return _close(float(expected), float(printed))
-
-
-def _passes_as_function(problem: Problem, function: str, program: str) -> bool:
-    token = secrets.token_hex(16)
-    request = {"token": token, "program": program, "function": function, "calls": problem.inputs}
-    outcome = sandbox.run(_CALLS, stdin=json.dumps(request).encode(), limits=TEST_LIMITS)
-    if outcome.status != "ok":
-        return False
-    lines = outcome.stdout.decode("utf-8", "replace").splitlines()
-    if len(lines) != len(problem.outputs) or not all(line.startswith(f"{token} ") for line in lines):
-        return False
-    try:
-        returned = [json.loads(line.removeprefix(f"{token} ")) for line in lines]
-    except (ValueError, RecursionError):  # not JSON, or nested without end
-        return False
-    return _same_returns(problem.outputs, returned)
-
-
-def _same_returns(expected: Sequence[Any], returned: Sequence[Any]) -> bool:
+def _same_returns(expected: Sequence[Any], returned: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
     """Some of the data wraps every value to return in a list of one; then the bare values pass as well."""
-    if all(map(same_value, expected, returned)):
+    if all(map(same, expected, returned)):
         return True
     wrapped = all(isinstance(value, list) and len(value) == 1 for value in expected)
-    return wrapped and all(same_value(value[0], got) for value, got in zip(expected, returned, strict=True))
-
-
-def same_value(expected: Any, returned: Any) -> bool:
-    """Equality of JSON values, as Python has it (True is 1); numbers within 1e-6 where one of them is a decimal."""
-    if isinstance(expected, float) or isinstance(returned, float):
-        both = isinstance(expected, int | float) and isinstance(returned, int | float)
-        return both and _close(expected, returned)
-    if isinstance(expected, list) and isinstance(returned, list):
-        return len(expected) == len(returned) and all(map(same_value, expected, returned))
-    if isinstance(expected, dict) and isinstance(returned, dict):
-        return expected.keys() == returned.keys() and all(
-            same_value(expected[k], returned[k]) for k in expected
-        )
-    return bool(expected == returned)
-
-
-def _close(expected: float, got: float) -> bool:
-    return expected == got or math.isclose(expected, got, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    return wrapped and all(same(value[0], got) for value, got in zip(expected, returned, strict=True))

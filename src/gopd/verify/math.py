@@ -20,6 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from gopd.errors import BadInput, RunFailed
+from gopd.types import Reason, Verdict
 
 SECONDS = 5.0
 """Wall-clock limit of one comparison; an answer that takes longer is wrong."""
@@ -43,19 +44,30 @@ def grade(gold: str, response: str) -> bool:
 
     Raises RunFailed when the math-verify process cannot be started.
     """
+    return judge(gold, response).right
+
+
+def judge(gold: str, response: str) -> Verdict:
+    r"""As `grade`, with the reason and the content of the box."""
     answer = last_boxed(response)
-    if answer is None:
-        return False
-    want, got = _gold_answer(gold), _normalised(answer)
-    if not got:
-        return False
+    if answer is None or not _normalised(answer):
+        return Verdict("no-answer", answer)
+    return Verdict(_compared(_gold_answer(gold), _normalised(answer)), answer)
+
+
+def equal(one: str, other: str) -> bool:
+    """Whether two answers, as `Verdict.answer` has them, are mathematically equal."""
+    return _compared(_normalised(one), _normalised(other)) == "right"
+
+
+def _compared(want: str, got: str) -> Reason:
     if want == got:
-        return True
+        return "right"
     want_number, got_number = _number(want), _number(got)
     if want_number is not None and got_number is not None:
-        return want_number == got_number
+        return "right" if want_number == got_number else "wrong"
     if len(got) > LONGEST:
-        return False
+        return "too-long"
     return _compare(want, got)
 
 
@@ -104,8 +116,8 @@ def _number(text: str) -> Decimal | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _compare(gold: str, answer: str) -> bool:
-    return _WORKER.equal(gold, answer)
+def _compare(gold: str, answer: str) -> Reason:
+    return _WORKER.compare(gold, answer)
 
 
 class _Worker:
@@ -115,8 +127,8 @@ class _Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def equal(self, gold: str, answer: str) -> bool:
-        """False too when the process had to be killed or died of the expression."""
+    def compare(self, gold: str, answer: str) -> Reason:
+        """`timeout` when the process had to be killed or died of the expression."""
         with self._lock:
             process = self._ready()
             assert process.stdin is not None
@@ -128,7 +140,7 @@ class _Worker:
             finally:
                 if reply is None:  # Ctrl-C included: a late reply must not answer the next question
                     self._end()
-            return reply == b"1"
+            return "timeout" if reply is None else "right" if reply == b"1" else "wrong"
 
     def close(self) -> None:
         """Ends the process, if there is one; the next comparison starts another."""

@@ -1,0 +1,136 @@
+"""The results folder: one folder per model, in it one per task.
+
+`samples.jsonl` holds a line per sample: problem, sample, prompt, response, tokens, finished, and once graded answer,
+reason, right (and base, for suites with two sets of tests). While a task is under way lines are appended as responses
+finish, and verdicts go to `verdicts.jsonl`; at the end the two become one file, in order. `settings.json` says with
+what it was sampled and graded.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gopd.errors import BadInput
+from gopd.files import atomic_write, sweep, writing
+from gopd.types import Verdict
+
+SAMPLES, VERDICTS, SETTINGS, SUMMARY = "samples.jsonl", "verdicts.jsonl", "settings.json", "summary.json"
+
+Record = dict[str, Any]
+Key = tuple[str, int]
+"""A problem's id and the number of the sample."""
+
+
+class TaskResults:
+    """What is known of one model's answers to one task."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[Key, Record] = {}
+        self._lock = threading.Lock()
+        for name in (SAMPLES, VERDICTS):
+            for record in _lines(folder / name):
+                self.records.setdefault((record["problem"], record["sample"]), {}).update(record)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was sampled and graded; empty for a new folder."""
+        path = self.folder / SETTINGS
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Takes the folder up with these settings, or makes it. Raises BadInput when it has others."""
+        known = self.settings
+        if other := [name for name in known if name in settings and known[name] != settings[name]]:
+            differ = ", ".join(f"{name} {known[name]!r}, now {settings[name]!r}" for name in other)
+            mend = "gopd grade decides anew, or give" if other == ["grading"] else "give"
+            raise BadInput(
+                f"{self.folder} holds results of another configuration ({differ}); {mend} a new folder by --to"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        atomic_write(self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+
+    def sampled(self, record: Record) -> None:
+        """Keeps a sample, at once on disk."""
+        with self._lock:
+            self.records[record["problem"], record["sample"]] = record
+            self._append(SAMPLES, record)
+
+    def graded(self, key: Key, verdict: Verdict) -> None:
+        """Keeps a verdict, at once on disk."""
+        found = {
+            name: value for name, value in asdict(verdict).items() if name != "base" or value is not None
+        }
+        with self._lock:
+            record = {"problem": key[0], "sample": key[1], **found, "right": verdict.right}
+            self.records[key] |= record
+            self._append(VERDICTS, record)
+
+    def ungrade(self) -> None:
+        """Forgets all verdicts, on disk too."""
+        for record in self.records.values():
+            for name in ("answer", "reason", "right", "base"):
+                record.pop(name, None)
+        self.close()
+
+    def close(self, order: Sequence[str] = ()) -> None:
+        """One file of all there is: problems in the given order, others after them as they were first sampled."""
+        places: dict[str, int] = {}
+        for problem in (*order, *(problem for problem, _ in self.records)):
+            places.setdefault(problem, len(places))
+        ordered = sorted(self.records.items(), key=lambda item: (places[item[0][0]], item[0][1]))
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for _, record in ordered)
+        atomic_write(self.folder / SAMPLES, text.encode("utf-8", "surrogatepass"))
+        (self.folder / VERDICTS).unlink(missing_ok=True)
+
+    def _append(self, name: str, record: Record) -> None:
+        path = self.folder / name
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        with writing(path), path.open("ab") as file:
+            file.write(line.encode("utf-8", "surrogatepass"))
+
+
+def _lines(path: Path) -> list[Record]:
+    """All whole lines of a file; what a kill left half-written at its end is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with writing(path), path.open("r+b") as file:
+            file.truncate(whole)
+    found = []
+    for number, line in enumerate(content[:whole].decode("utf-8", "surrogatepass").split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            assert isinstance(record["problem"], str)
+            assert isinstance(record["sample"], int)
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise BadInput(f"{path}:{number}: is not a sample; take the line out") from error
+        found.append(record)
+    return found
+
+
+def task_folders(folder: Path) -> list[Path]:
+    """The task folders in a results folder, of one model or several. Raises BadInput when there are none."""
+    found = sorted(path.parent for path in folder.glob("**/" + SETTINGS))
+    if not found:
+        what = "holds no results of gopd eval" if folder.is_dir() else "there is no such folder"
+        raise BadInput(f"{folder}: {what}")
+    return found
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """A model's figures, all of its tasks."""
+    atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def complete(records: Sequence[Record]) -> bool:
+    """Whether every sample is graded."""
+    return all("reason" in record for record in records)

