@@ -25,7 +25,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("limits", "startup", "step", "floors", "sampling", "passes", "objective", "growth", "roles")
-EXTRA = ("compiled",)
+EXTRA = ("compiled", "grading")
 """Parts that are run only when named."""
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 
@@ -35,7 +35,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default all these; or {EXTRA[0]}"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"of {', '.join(PARTS)}; default all these; or {', '.join(EXTRA)}",
     )
     parser.add_argument("--quick", action="store_true", help="small models and sizes, a few minutes")
     parser.add_argument("--gsm8k", type=Path, help="folder with gsm8k_train.jsonl, for natural lengths")

@@ -14,8 +14,9 @@ from gopd.cli import main
 from gopd.errors import BadInput, RunFailed
 from gopd.evaluate import results
 from gopd.evaluate.figures import figures
+from gopd.evaluate.grade import grade_again
 from gopd.evaluate.problem import Reading
-from gopd.evaluate.run import Options, evaluate, grade_again
+from gopd.evaluate.run import Options, evaluate
 from gopd.evaluate.tasks import TASKS
 from gopd.model import load_model
 from gopd.sampler import Request

@@ -11,8 +11,9 @@ from gopd import sandbox
 from gopd.console import Display
 from gopd.errors import BadInput
 from gopd.evaluate.compare import compare
+from gopd.evaluate.grade import grade_again
 from gopd.evaluate.problem import Reading
-from gopd.evaluate.run import Options, evaluate, grade_again
+from gopd.evaluate.run import Options, evaluate
 from gopd.evaluate.show import comparison_table
 from gopd.evaluate.tasks import tasks_named
 from gopd.sections import SamplingSection, View

@@ -33,9 +33,11 @@ class TaskResults:
         self.folder = folder
         self.records: dict[Key, Record] = {}
         self._lock = threading.Lock()
-        for name in (SAMPLES, VERDICTS):
-            for record in _lines(folder / name):
-                self.records.setdefault((record["problem"], record["sample"]), {}).update(record)
+        for record in _lines(folder / SAMPLES):
+            self.records[record["problem"], record["sample"]] = record
+        for record in _lines(folder / VERDICTS):
+            if (key := (record["problem"], record["sample"])) in self.records:
+                self.records[key] |= record
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -43,15 +45,19 @@ class TaskResults:
         path = self.folder / SETTINGS
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
-    def open(self, settings: Mapping[str, Any]) -> None:
-        """Takes the folder up with these settings, or makes it. Raises BadInput when it has others."""
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises BadInput when what is there was made with other settings."""
         known = self.settings
-        if other := [name for name in known if name in settings and known[name] != settings[name]]:
+        names = ("task", "weights", "prompt", "sampling", "grading")
+        if other := [name for name in names if known and known[name] != settings[name]]:
             differ = ", ".join(f"{name} {known[name]!r}, now {settings[name]!r}" for name in other)
             mend = "gopd grade decides anew, or give" if other == ["grading"] else "give"
             raise BadInput(
                 f"{self.folder} holds results of another configuration ({differ}); {mend} a new folder by --to"
             )
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Takes the folder up, or makes it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         atomic_write(self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
@@ -72,12 +78,15 @@ class TaskResults:
             self.records[key] |= record
             self._append(VERDICTS, record)
 
-    def ungrade(self) -> None:
-        """Forgets all verdicts, on disk too."""
+    def ungrade(self, grading: Mapping[str, Any]) -> None:
+        """Forgets all verdicts, on disk too: they will be given with these settings."""
         for record in self.records.values():
             for name in ("answer", "reason", "right", "base"):
                 record.pop(name, None)
         self.close()
+        atomic_write(
+            self.folder / SETTINGS, json.dumps(self.settings | {"grading": grading}, indent=1) + "\n"
+        )
 
     def close(self, order: Sequence[str] = ()) -> None:
         """One file of all there is: problems in the given order, others after them as they were first sampled."""
@@ -126,9 +135,11 @@ def task_folders(folder: Path) -> list[Path]:
     return found
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """A model's figures, all of its tasks."""
-    atomic_write(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+def write_summary(folder: Path, model: str, tasks: Mapping[str, Any]) -> None:
+    """A model's figures; those of other tasks, from other runs into the folder, stay."""
+    path = folder / SUMMARY
+    before = dict(json.loads(path.read_text(encoding="utf-8"))["tasks"]) if path.exists() else {}
+    atomic_write(path, json.dumps({"model": model, "tasks": {**before, **tasks}}, indent=1) + "\n")
 
 
 def complete(records: Sequence[Record]) -> bool:

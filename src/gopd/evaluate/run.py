@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gopd import __version__, sandbox, views
+from gopd import __version__, views
 from gopd.console import Display
 from gopd.errors import BadInput
 from gopd.evaluate import results as kept
-from gopd.evaluate.figures import Figures, check_pass_at, figures
+from gopd.evaluate.figures import Figures, check_pass_at
+from gopd.evaluate.grade import Grader, grading_settings, load_all, rows_of
 from gopd.evaluate.problem import Problem, Reading
-from gopd.evaluate.results import Key, Record, TaskResults
+from gopd.evaluate.results import Key, TaskResults
 from gopd.evaluate.show import table
-from gopd.evaluate.tasks import MAX_TOKENS, TASKS, Task, load
+from gopd.evaluate.tasks import MAX_TOKENS, Task
 from gopd.model import LanguageModel, context_length, load_model, load_tokenizer, model_source
 from gopd.sampler import Request, Response
 from gopd.sampler.torch import TorchSampler
@@ -62,6 +61,7 @@ class _Job:
     texts: list[str]
     samples: int
     results: TaskResults
+    settings: dict[str, Any]
 
     def wanted(self) -> list[Key]:
         """Every problem, every sample."""
@@ -83,72 +83,24 @@ def evaluate(
     display = display or Display()
     for task in tasks:
         check_pass_at(options.pass_at, options.samples or task.samples)
-    if any(task.domain == "code" for task in tasks):
-        sandbox.isolation()
     names = _names(models)
     tokenizers = {model: load_tokenizer(ModelSpec(model=model), model) for model in models}
-    problems = _load(tasks, options, display)
-    jobs = {
-        model: [
-            _job(
-                model,
-                tokenizers[model],
-                task,
-                problems[task.name],
-                folder / names[model] / task.name,
-                options,
-            )
-            for task in tasks
-        ]
-        for model in models
-    }
+    problems = load_all(tasks, options.reading, options.data, display)
+    jobs: dict[str, list[_Job]] = {model: [] for model in models}
+    for model in models:
+        for task in tasks:
+            results = TaskResults(folder / names[model] / task.name)
+            jobs[model].append(_job(model, tokenizers[model], task, problems[task.name], results, options))
     rows: dict[tuple[str, str], Figures] = {}
     for model in models:
         _answer(model, jobs[model], options, display)
         found = {name: row for job in jobs[model] for name, row in _summarized(job, options.pass_at).items()}
         entries = {name: row.entry() for name, row in found.items()}
-        kept.write_summary(folder / names[model], {"model": model, "gopd": __version__, "tasks": entries})
+        kept.write_summary(folder / names[model], model, entries)
         rows |= {(names[model], name): row for name, row in found.items()}
     display.console.print(table(rows))
     display.say(f"every sample with its verdict: {folder}")
     return rows
-
-
-def grade_again(folder: Path, reading: Reading, data: Path | None, display: Display | None = None) -> None:
-    """Grades all samples in a results folder anew; nothing is sampled. An interrupted run goes on where it was."""
-    display = display or Display()
-    folders = kept.task_folders(folder)
-    tasks = {path: TASKS[TaskResults(path).settings["task"]] for path in folders}
-    if any(task.domain == "code" for task in tasks.values()):
-        sandbox.isolation()
-    problems = _load(list(dict.fromkeys(tasks.values())), Options(reading=reading, data=data), display)
-    rows: dict[tuple[str, str], Figures] = {}
-    for path, task in tasks.items():
-        results = TaskResults(path)
-        wanted = _grading(task, reading)
-        if results.settings["grading"] != wanted or kept.complete(list(results.records.values())):
-            results.ungrade()
-            results.open(results.settings | {"grading": wanted})
-        by_id = {problem.id: problem for problem in problems[task.name]}
-        if unknown := next((problem for problem, _ in results.records if problem not in by_id), None):
-            raise BadInput(
-                f"{path}: problem {unknown!r} is not in the task's data; give those it was sampled with"
-            )
-        with _Grader(results, by_id) as grader:
-            grader.submit(key for key in results.records if "reason" not in results.records[key])
-            grader.wait(display, f"{path.parent.name}: grading {task.name}")
-        results.close(list(by_id))
-        grouped: dict[str, list[Record]] = {}
-        for (problem, _), record in results.records.items():
-            grouped.setdefault(problem, []).append(record)
-        found = _rows(task, list(grouped.values()), ())
-        rows |= {(path.parent.name, name): row for name, row in found.items()}
-    for model in dict.fromkeys(model for model, _ in rows):
-        entries = {name: row.entry() for (owner, name), row in rows.items() if owner == model}
-        home = next(path.parent for path in folders if path.parent.name == model)
-        spec = TaskResults(next(path for path in folders if path.parent == home)).settings["model"]
-        kept.write_summary(home, {"model": spec, "gopd": __version__, "tasks": entries})
-    display.console.print(table(rows))
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
@@ -162,23 +114,12 @@ def _names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _load(tasks: Sequence[Task], options: Options, display: Display) -> dict[str, list[Problem]]:
-    """All problems of all tasks."""
-    found = {}
-    with display.run(len(tasks), 0):
-        for task in tasks:
-            with display.phase(f"{task.name}: reading", 1) as bar:
-                found[task.name] = load(task, options.data, options.reading, bar.of)
-            display.advance()
-    return found
-
-
 def _job(
     model: str,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     problems: list[Problem],
-    folder: Path,
+    results: TaskResults,
     options: Options,
 ) -> _Job:
     """Checks what can be checked without the weights."""
@@ -190,30 +131,21 @@ def _job(
             f"context of {context}; give --max-tokens {context - longest} or less"
         )
     texts = tokenizer.batch_decode(prompts)
-    results = TaskResults(folder)
     view = {name: value for name, value in options.view if name in ("system", "enable_thinking")}
     sampling = options.sampling.model_dump() | {"max_tokens": options.max_tokens, "seed": options.seed}
     settings = {
         **{"task": task.name, "model": model, "weights": _fingerprint(model), "gopd": __version__},
         **{"prompt": view | {"completion": options.completion}, "sampling": sampling},
-        "grading": _grading(task, options.reading),
+        "grading": grading_settings(task, options.reading),
     }
     known = {problem.id: text for problem, text in zip(problems, texts, strict=True)}
     for (problem, _), record in results.records.items():
         if problem in known and record["prompt"] != known[problem]:
-            raise BadInput(f"{folder}: problem {problem} was asked in other words; give a new folder by --to")
-    results.open({**settings, "gopd": results.settings.get("gopd", __version__)})
-    return _Job(task, problems, prompts, texts, options.samples or task.samples, results)
-
-
-def _grading(task: Task, reading: Reading) -> dict[str, Any]:
-    """With what is graded: rules that change verdicts."""
-    found: dict[str, Any] = {"golds": reading.golds}
-    if task.domain == "code":
-        found = {"sandbox": sandbox.isolation()}
-    if task.name.startswith("livecodebench"):
-        found["rules"] = "reference" if reading.lcb_compat else "gopd"
-    return found
+            raise BadInput(
+                f"{results.folder}: problem {problem} was asked in other words; give a new folder by --to"
+            )
+    results.check(settings)
+    return _Job(task, problems, prompts, texts, options.samples or task.samples, results, settings)
 
 
 def _prompts(
@@ -252,7 +184,8 @@ def _answer(model: str, jobs: Sequence[_Job], options: Options, display: Display
     language_model: LanguageModel | None = None
     with display.run(len(jobs), 0):
         for job in jobs:
-            with _Grader(job.results, {problem.id: problem for problem in job.problems}) as grader:
+            job.results.open(job.settings)
+            with Grader(job.results, {problem.id: problem for problem in job.problems}) as grader:
                 known = [key for key in job.wanted() if key in job.results.records]
                 grader.submit(key for key in known if "reason" not in job.results.records[key])
                 if len(known) < len(job.wanted()):
@@ -268,7 +201,7 @@ def _loaded(model: str) -> LanguageModel:
     return load_model(ModelSpec(model=model), model, device=device, dtype=dtype).freeze()
 
 
-def _sample(model: LanguageModel, job: _Job, options: Options, grader: _Grader, display: Display) -> None:
+def _sample(model: LanguageModel, job: _Job, options: Options, grader: Grader, display: Display) -> None:
     """Draws the missing responses; each is kept, and goes to its grader, as soon as it is finished."""
     rows = [(i, n) for i in range(len(job.problems)) for n in range(job.samples)]
     rows = [(i, n) for i, n in rows if (job.problems[i].id, n) not in job.results.records]
@@ -299,47 +232,6 @@ def _number(job: _Job, i: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little")
 
 
-class _Grader:
-    """Grades in threads of its own: programs run side by side, one for each CPU; mathematics has one process anyway."""
-
-    def __init__(self, results: TaskResults, problems: dict[str, Problem]) -> None:
-        self.results, self.problems = results, problems
-        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())
-        self._running: list[Future[None]] = []
-
-    def __enter__(self) -> _Grader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """What is not begun stays ungraded."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def submit(self, keys: Iterable[Key]) -> None:
-        """Grades these when there is time."""
-        for key in keys:
-            self._running.append(self._pool.submit(self._grade, key))
-
-    def wait(self, display: Display, name: str) -> None:
-        """Until all are graded. Raises what a grader raised."""
-        with display.phase(name, len(self._running)) as bar:
-            for done, one in enumerate(self._running, 1):
-                one.result()
-                bar.rows(done)
-
-    def _grade(self, key: Key) -> None:
-        verdict = self.problems[key[0]].judge(self.results.records[key]["response"])
-        self.results.graded(key, verdict)
-
-
 def _summarized(job: _Job, pass_at: Sequence[int]) -> dict[str, Figures]:
     records = [[job.results.records[p.id, n] for n in range(job.samples)] for p in job.problems]
-    return _rows(job.task, records, pass_at)
-
-
-def _rows(task: Task, records: Sequence[Sequence[Record]], pass_at: Sequence[int]) -> dict[str, Figures]:
-    """A suite's figures; where it has base tests, theirs come first, under its name without the plus."""
-    found = {task.name: figures(records, task.domain, pass_at)}
-    if task.name.endswith("+"):
-        base = figures(records, task.domain, pass_at, lambda record: bool(record["base"]))
-        found = {task.name.removesuffix("+"): base} | found
-    return found
+    return rows_of(job.task, records, pass_at)
