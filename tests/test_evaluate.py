@@ -366,3 +366,13 @@ def test_figures_by_hand() -> None:
     assert found.unanswered.mean == pytest.approx(1 / 8)
     assert found.reasons == {"right": 3, "wrong": 4, "no-answer": 1}
     assert figures(problems, "code", ()).majority is None
+
+
+def test_answers_that_take_too_long_are_not_compared_again_for_the_vote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(math, "equal", None)
+    bombs = [record(False, text) | {"reason": "timeout"} for text in ("9^{9^9}", "9^{9^9}", "8^{8^8}")]
+    found = figures([[*bombs, record(False, "1"), record(True, "2")]], "math", ())
+    assert found.majority is not None
+    assert found.majority.mean == 0

@@ -365,6 +365,22 @@ def test_progress_counts_rows_and_tokens(model: LanguageModel) -> None:
     assert reports[-1] == (12, 12, sum(len(r.ids) for r in responses))
 
 
+def test_each_response_is_told_once_as_soon_as_it_is_finished(model: LanguageModel) -> None:
+    told: list[tuple[int, Response]] = []
+    counts: list[tuple[int, int]] = []
+    requests = [Request([4 + i, 9], (i,), limit) for i, limit in enumerate([1, 9, 3, 6])]
+    responses = TorchSampler(model, 2).sample(
+        requests,
+        SamplingSection(),
+        lambda done, total, tokens: counts.append((done, len(told))),
+        lambda number, response: told.append((number, response)),
+    )
+    assert sorted(number for number, _ in told) == [0, 1, 2, 3]
+    assert all(responses[number].ids == response.ids for number, response in told)
+    assert all(done == seen for done, seen in counts)
+    assert counts[0][0] < 4
+
+
 def test_sampling_makes_no_graph(model: LanguageModel) -> None:
     assert not sample(model, ragged_requests(2, 5), 2)[0].logprobs_R.requires_grad
 

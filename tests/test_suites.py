@@ -267,13 +267,13 @@ def test_data_that_is_not_there_says_what_to_give_instead(
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr("datasets.load_dataset", offline)
     for name, file in (
         ("humaneval+", "HumanEvalPlus.jsonl.gz"),
         ("livecodebench_v6", "livecodebench_v6.jsonl"),
+        ("aime24", "aime24.jsonl"),
     ):
-        with pytest.raises(
-            BadInput, match=rf"cannot be reached \(no route to host\); .* as {file}, .* by --data FOLDER"
-        ):
+        with pytest.raises(BadInput, match=f"task .*no route to host.* as {file}, .* by --data FOLDER"):
             load(TASKS[name], None, Reading(), nothing)
 
 

@@ -12,6 +12,10 @@ class BadInput(ValueError):
     """What the user gave cannot work. Raised before any work starts; the message says what, where and the mend."""
 
 
+class OutOfReach(BadInput):
+    """What was to be fetched over the network could not be."""
+
+
 class RunFailed(RuntimeError):
     """A run that had started cannot go on. The message says why and what is safe on disk."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gopd.errors import BadInput
+from gopd.errors import BadInput, OutOfReach
 from gopd.sections import SourceSection
 
 BUILTIN = "builtin:"
@@ -92,7 +92,7 @@ def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[RawRow]:
         rows = datasets.load_dataset(hub, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise BadInput(
+        raise OutOfReach(
             f"{hub}: cannot be loaded from the Hub: {reason}; check hub, hub_config and split, or "
             f"download the rows and name them in files ({', '.join(EXTENSIONS)})"
         ) from error

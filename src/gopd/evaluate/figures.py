@@ -77,16 +77,20 @@ def check_pass_at(pass_at: Sequence[int], samples: int) -> None:
 
 
 def _votes(records: Sequence[Record]) -> list[tuple[int, bool]]:
-    """The answers of one problem, equal ones by one number; samples without an answer do not vote."""
-    votes, known = list[tuple[int, bool]](), list[str]()
-    right = 0
+    """The answers of one problem, equal ones by one number, right ones by 0; without an answer there is no vote."""
+    votes, wrong = list[tuple[int, bool]](), list[Record]()
     for record in records:
         if record["right"]:
-            votes.append((right, True))
+            votes.append((0, True))
         elif record["reason"] != "no-answer":
-            answer = record["answer"]
-            place = next((i for i, other in enumerate(known) if math.equal(other, answer)), len(known))
-            if place == len(known):
-                known.append(answer)
+            place = next((i for i, other in enumerate(wrong) if _equal(record, other)), len(wrong))
+            wrong += [record] if place == len(wrong) else []
             votes.append((place + 1, False))
     return votes
+
+
+def _equal(one: Record, other: Record) -> bool:
+    """Of two wrong answers; those that could not be compared in time are equal to their like only."""
+    if one["answer"] == other["answer"]:
+        return True
+    return one["reason"] == other["reason"] == "wrong" and math.equal(one["answer"], other["answer"])

@@ -6,12 +6,12 @@ import difflib
 import functools
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gopd.errors import BadInput
+from gopd.errors import BadInput, OutOfReach
 from gopd.evaluate import code_suites, evalplus_suites, math_suites
 from gopd.evaluate.problem import Advance, Problem, Reading, Row, parsed
 from gopd.files import atomic_file
@@ -103,7 +103,12 @@ def tasks_named(names: str) -> list[Task]:
 
 def load(task: Task, data: Path | None, reading: Reading, advance: Advance) -> list[Problem]:
     """The problems of a task, from the user's folder or file, or from where it is published. Raises BadInput."""
-    problems = task.read(parsed(raw_rows(_source(task, data))), reading, advance)
+    try:
+        problems = task.read(parsed(raw_rows(_source(task, data))), reading, advance)
+    except OutOfReach as error:
+        raise OutOfReach(
+            f"task {task.name}: {error}; or put the rows into a folder as {task.files[0]}, and give it by --data FOLDER"
+        ) from error
     ids = [problem.id for problem in problems]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
         raise BadInput(f"{task.name}: two problems have the id {twice!r}; take one of them out")
@@ -115,9 +120,7 @@ def _source(task: Task, data: Path | None) -> SourceSection:
         return SourceSection(files=(str(_local(task, data)),))
     if isinstance(task.origin, SourceSection):
         return task.origin
-    fetched = (
-        _from_hub(task, task.origin) if isinstance(task.origin, HubFile) else _download(task, task.origin)
-    )
+    fetched = _from_hub(task.origin) if isinstance(task.origin, HubFile) else _download(task.origin)
     return SourceSection(files=(str(fetched),))
 
 
@@ -131,37 +134,29 @@ def _local(task: Task, data: Path) -> Path:
     return found
 
 
-def _from_hub(task: Task, origin: HubFile) -> Path:
+def _from_hub(origin: HubFile) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(hf_hub_download(origin.repository, origin.file, repo_type="dataset"))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise _out_of_reach(task, f"{origin.file} of the dataset {origin.repository}", error) from error
+        raise _out_of_reach(f"{origin.file} of the dataset {origin.repository}", error) from error
 
 
-def _download(task: Task, address: str) -> Path:
+def _download(address: str) -> Path:
     path = evalplus_suites.cache_folder() / address.rpartition("/")[2]
     if not path.exists():
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 content = answer.read()
         except (OSError, urllib.error.URLError) as error:
-            raise _out_of_reach(task, address, error) from error
+            raise _out_of_reach(address, error) from error
         with atomic_file(path) as temporary:
             temporary.write_bytes(content)
     return path
 
 
-def _out_of_reach(task: Task, what: str, error: Exception) -> BadInput:
+def _out_of_reach(what: str, error: Exception) -> OutOfReach:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return BadInput(
-        f"task {task.name}: {what} cannot be reached ({reason}); fetch it elsewhere, put it into a folder as "
-        f"{task.files[0]}, and give that by --data FOLDER"
-    )
-
-
-def names(tasks: Sequence[Task]) -> str:
-    """For messages."""
-    return ", ".join(task.name for task in tasks)
+    return OutOfReach(f"{what} cannot be reached ({reason}); fetch it elsewhere")
