@@ -5,36 +5,44 @@ Not part of `make bench`: `.venv/bin/python benchmarks/run.py grading`.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import models
+import numpy as np
 import torch
 
 from gopd.memory import keep_freed_memory
 from gopd.model import load_model
-from gopd.rollouts import prompt_set
-from gopd.sampler import Request, Response
+from gopd.sampler import Request, Response, nothing
 from gopd.sampler.torch import TorchSampler
 from gopd.sandbox import Isolation, Limits
 from gopd.sandbox.process import launch
-from gopd.sections import ModelSpec, SamplingSection, SourceSection, View
-from gopd.verify import grade_all, math
+from gopd.sections import ModelSpec, SamplingSection
+from gopd.verify import code, math
 
 ROUNDS = 5
 LAYERS: tuple[Isolation, ...] = ("namespaces", "landlock", "none")
 PROGRAM = "print(sum(map(int, open(0).read().split())))"
-PROBLEMS, SAMPLES, TOKENS = 64, 4, 96
+ROWS, TOKENS = 64, 128
+TRUTH = json.dumps({"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [3, 7]})
+ADD = "def add(a, b): return a + b  # for row "
 
 
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     rounds = 2 if quick else ROUNDS
-    found = {"math": mathematics(rounds), "sandbox": sandboxes(rounds), "overlap": overlap(rounds)}
+    found = {
+        "math": mathematics(rounds),
+        "sandbox": sandboxes(rounds),
+        "overlap": overlap(min(3, rounds), quick),
+    }
     for part, figures in found.items():
         print(
             f"  {part}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures["shown"].items()),
@@ -84,31 +92,35 @@ def sandboxes(rounds: int) -> dict[str, Any]:
     return {"seconds": seconds, "shown": shown}
 
 
-def overlap(rounds: int) -> dict[str, Any]:
-    """Sampling the tiny family's answers alone, and with the grading of each as soon as it is finished."""
+def overlap(rounds: int, quick: bool) -> dict[str, Any]:
+    """Sampling SmolLM2's answers alone, and with a right program graded for each as soon as it is finished."""
     keep_freed_memory()
-    model = load_model(
-        ModelSpec(model="builtin:code"), "model", device=torch.device("cpu"), dtype=torch.float32
-    )
-    source = SourceSection(files=("builtin:heldout.parquet",), keep_sources=("tiny/lists", "tiny/arithmetic"))
-    data = prompt_set(source, model.tokenizer, "model", View(), limit=512)
-    rows = [(i, n) for i in range(0, len(data), max(1, len(data) // PROBLEMS)) for n in range(SAMPLES)]
-    sampler = TorchSampler(model.freeze(), 64)
+    folder = models.tiny() if quick else models.smollm2()
+    model = load_model(ModelSpec(model=str(folder)), "model", device=torch.device("cpu"), dtype=torch.float32)
+    sampler = TorchSampler(model.freeze(), ROWS)
+    lengths = np.random.default_rng(0).integers(TOKENS // 2, TOKENS + 1, ROWS).tolist()
     seconds: dict[str, list[float]] = {"sampling": [], "sampling and grading": []}
     for number in range(rounds):
-        requests = [Request(data.ids[i], (number, i, n), TOKENS) for i, n in rows]
+        prompts = np.random.default_rng(number).integers(100, 500, (ROWS, 64)).tolist()
+        requests = [Request(ids, (number, i), lengths[i]) for i, ids in enumerate(prompts)]
         for name in sorted(seconds, reverse=number % 2 == 0):
+            verdicts: list[Future[bool]] = []
             start = time.perf_counter()
             with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
 
-                def finished(place: int, response: Response, pool: Any = pool, name: str = name) -> None:
-                    prompt = data.prompts[rows[place][0]]
-                    text = model.tokenizer.decode(response.ids, skip_special_tokens=True)
-                    if name != "sampling":
-                        pool.submit(grade_all, [(prompt.verifier, prompt.ground_truth, text)])
+                def finished(
+                    number: int, response: Response, pool: Any = pool, verdicts: Any = verdicts
+                ) -> None:
+                    verdicts.append(pool.submit(code.grade, TRUTH, f"```python\n{ADD}{number}\n```"))
 
-                sampler.sample(requests, SamplingSection(), lambda *_: None, finished)
+                sampler.sample(
+                    requests,
+                    SamplingSection(),
+                    lambda *_: None,
+                    nothing if name == "sampling" else finished,
+                )
+            assert all(verdict.result() for verdict in verdicts)
             seconds[name].append(time.perf_counter() - start)
     ratio = median(b / a for a, b in zip(*seconds.values(), strict=True))
     shown = {f"{name}, s": median(values) for name, values in seconds.items()} | {"ratio": ratio}
-    return {"seconds": seconds, "responses": len(rows), "shown": shown}
+    return {"seconds": seconds, "rows": ROWS, "lengths": lengths, "shown": shown}

@@ -230,6 +230,15 @@ def compiled(result: Results) -> str:
     return "### With `torch.compile`\n\n" + table(["model", "what", "as it is (s)", "compiled (s)", ""], rows)
 
 
+def grading(result: Results) -> str:
+    rows = [
+        (part, name, f"{value:,.3g}")
+        for part, found in result.items()
+        for name, value in found["shown"].items()
+    ]
+    return "### Graders and sandbox\n\n" + table(["part", "what", "measured"], rows)
+
+
 SECTIONS = {
     "limits": limits,
     "step": step,
@@ -238,6 +247,7 @@ SECTIONS = {
     "objective": objective,
     "growth": growth,
     "compiled": compiled,
+    "grading": grading,
 }
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from gopd.estimates import estimate, majority, pass_at_k
+from gopd.estimates import estimate, majority, pass_at_k, proportion
 
 
 @pytest.mark.parametrize("samples", [1, 4, 7])
@@ -35,6 +35,17 @@ def test_pass_at_1_is_the_average_and_large_numbers_stay_exact() -> None:
 )
 def test_majority(votes: list[tuple[int, bool]], expected: float) -> None:
     assert majority(votes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("problems", [1, 30, 200])
+def test_no_right_answer_at_all_is_not_certainty(problems: int) -> None:
+    """At the upper end of the interval no right one among so many has a chance of 2.5%."""
+    none, all_right = proportion([0.0] * problems), proportion([1.0] * problems)
+    assert (none.mean, none.low) == (0, 0)
+    assert (1 - none.high) ** problems == pytest.approx(0.025)
+    assert (all_right.mean, all_right.high) == (1, 1)
+    assert all_right.low == pytest.approx(1 - none.high)
+    assert proportion([0.0, 0.5]) == estimate([0.0, 0.5])
 
 
 def test_thirty_problems_say_little() -> None:

@@ -27,6 +27,18 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), *bootstrap_interval(array))
 
 
+def proportion(values: Sequence[float]) -> Estimate:
+    """`estimate` of values between 0 and 1.
+
+    Where all are 0, or all are 1, resampling would show no doubt at all: the interval is then the exact binomial one
+    (Clopper–Pearson) of so many problems, from 0 to 1 − 0.025^(1/problems), or the like from above.
+    """
+    if len(set(values)) == 1 and values[0] in (0, 1):
+        doubt = 1 - 0.025 ** (1 / len(values))
+        return Estimate(0.0, 0.0, doubt) if values[0] == 0 else Estimate(1.0, 1 - doubt, 1.0)
+    return estimate(values)
+
+
 def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """95% percentile interval of the mean by resampling `values` [problems] with a fixed seed."""
     distinct, times = np.unique(values, return_counts=True)  # few where rewards are 0 or 1: quick

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from gopd.errors import BadInput
-from gopd.estimates import Estimate, estimate
+from gopd.estimates import Estimate, estimate, proportion
 from gopd.evaluate.results import TaskResults, complete, task_folders
 
 
@@ -75,8 +75,8 @@ def _compared(task: str, a: TaskResults, b: TaskResults) -> Comparison:
     return Comparison(
         task=task,
         problems=len(pairs),
-        a=estimate([x for x, _ in pairs]),
-        b=estimate([y for _, y in pairs]),
+        a=proportion([x for x, _ in pairs]),
+        b=proportion([y for _, y in pairs]),
         difference=estimate([y - x for x, y in pairs]),
         better=sum(y > x for x, y in pairs),
         worse=sum(y < x for x, y in pairs),

