@@ -65,6 +65,8 @@ BOXES: dict[str, Callable[[str], str]] = {
     "exception": lambda gold: r"\frac{1}{0}",
     "infinite loop": lambda gold: "9^{9^{9^{9^{9}}}}",
 }
+BOMBS = 5
+"""Of each suite of mathematics only so many towers of powers: each takes 5 s, and a new process afterwards."""
 MATHEMATICS = ("aime24", "aime25", "hmmt25_feb", "hmmt25_nov", "math500", "gsm8k")
 
 
@@ -94,9 +96,10 @@ def mathematics(name: str, data: Path) -> list[Case]:
     golds = [problem.judge.args[0] for problem in problems]  # type: ignore[attr-defined]
     rows = [
         (problem.id, how, problem.judge, f"So \\boxed{{{change(gold)}}}.")
-        for problem, gold in zip(problems, golds, strict=True)
+        for i, (problem, gold) in enumerate(zip(problems, golds, strict=True))
         for how, change in ({"gold": str} | BOXES).items()
-        if how != "wrong order" or change(gold) != gold
+        if change(gold) != gold or how == "gold"
+        if how != "infinite loop" or i < BOMBS
     ]
     return rows
 
