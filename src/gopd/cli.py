@@ -41,7 +41,7 @@ MERGE_EXAMPLES = """examples:
   gopd merge math-expert code-expert --base qwen3-4b --alpha 0.5 --to extrapolated"""
 
 EVAL_EXAMPLES = """examples:
-  gopd eval runs/mine/checkpoints/best --tasks aime24,aime25,hmmt25_feb,hmmt25_nov
+  gopd eval runs/mine/student --tasks aime24,aime25,hmmt25_feb,hmmt25_nov
   gopd eval student teacher --tasks humaneval+,mbpp+,livecodebench_v6 --to results
   gopd eval builtin:base --tasks gsm8k --data FOLDER --n 1 --limit 50 --max-tokens 128
 

@@ -47,11 +47,15 @@ class Display:
         self._steps: TaskID | None = None
 
     @contextmanager
-    def run(self, total: int, done: int) -> Iterator[None]:
-        """Shows the bar of optimizer steps while inside."""
+    def run(self, total: int, done: int, name: str = "steps") -> Iterator[None]:
+        """Shows the bar of the whole while inside: optimizer steps, or what `name` says."""
         with self._progress:
-            self._steps = self._progress.add_task("steps", total=total, completed=done, note="")
-            yield
+            self._steps = task = self._progress.add_task(name, total=total, completed=done, note="")
+            try:
+                yield
+            finally:
+                self._progress.remove_task(task)
+                self._steps = None
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Phase]:

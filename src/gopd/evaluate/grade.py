@@ -95,7 +95,7 @@ def load_all(
     if any(task.domain == "code" for task in tasks):
         sandbox.isolation()
     found = {}
-    with display.run(len(tasks), 0):
+    with display.run(len(tasks), 0, "suites"):
         for task in tasks:
             with display.phase(f"{task.name}: reading", 1) as bar:
                 found[task.name] = load(task, data, reading, bar.of)

@@ -182,7 +182,7 @@ def _fingerprint(model: str) -> str:
 def _answer(model: str, jobs: Sequence[_Job], options: Options, display: Display) -> None:
     """Samples and grades what is missing of all tasks of one model."""
     language_model: LanguageModel | None = None
-    with display.run(len(jobs), 0):
+    with display.run(len(jobs), 0, f"{Path(model).name}: suites"):
         for job in jobs:
             job.results.open(job.settings)
             with Grader(job.results, {problem.id: problem for problem in job.problems}) as grader:
