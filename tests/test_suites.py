@@ -169,21 +169,15 @@ def test_private_tests_are_read_without_running_anything(tmp_path: Path) -> None
     assert not (tmp_path / "exploded").exists()
 
 
-HARD = {
-    **{"HumanEval/32": "any root", "HumanEval/38": "base64-like", "HumanEval/44": "huge numbers"},
-    **{
-        "Mbpp/115": "sets",
-        "Mbpp/124": "complex numbers",
-        "Mbpp/252": "complex numbers",
-        "Mbpp/164": "anything",
-    },
-    **{
-        "Mbpp/255": "744 MB of results",
-        "Mbpp/581": "two readings",
-        "Mbpp/722": "dictionaries",
-        "Mbpp/580": "tuples",
-    },
-}
+HARD = (
+    *(
+        "HumanEval/32",
+        "HumanEval/38",
+        "HumanEval/44",
+    ),  # any root of a polynomial; a code and its inverse; huge numbers
+    *("Mbpp/124", "Mbpp/252", "Mbpp/722", "Mbpp/580"),  # complex numbers, dictionaries, nested tuples
+    *("Mbpp/255", "Mbpp/581", "Mbpp/558"),  # a gigabyte of results; two readings of the task
+)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +199,7 @@ def test_canonical_solutions_pass_and_others_do_not(
         found = problem.judge(f"```python\n{solution}\n```")
         assert (found.reason, found.base) == ("right", True), problem.id
         broken = f"{solution}\ndef {row['entry_point']}(*_): return None"
-        expected = "right" if problem.id == "Mbpp/164" else "wrong"
-        assert problem.judge(f"```python\n{broken}\n```").reason == expected, problem.id
+        assert problem.judge(f"```python\n{broken}\n```").reason == "wrong", problem.id
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.gz")}
     read(suite, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.gz")} == before

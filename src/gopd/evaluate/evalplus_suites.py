@@ -73,12 +73,15 @@ def _canonical(
     if path.exists():
         kept: list[tuple[list[Any], list[float]]] = json.loads(gzip.decompress(path.read_bytes()))
         return kept
-    kept = []
-    for given in arguments:
-        made = evalplus.calls(solution, function, given, [_CANONICAL_SECONDS] * len(given))
-        if made.failure is not None:
-            raise RunFailed(f"{where}: the canonical solution itself fails here ({made.failure})")
-        kept.append(([_written(value) for value in made.values], made.seconds))
+    base, plus = arguments
+    made = evalplus.calls(solution, function, base + plus, [_CANONICAL_SECONDS] * len(base + plus))
+    if made.failure is not None:
+        raise RunFailed(f"{where}: the canonical solution itself fails here ({made.failure})")
+    values = [_written(value) for value in made.values]
+    kept = [
+        (values[: len(base)], made.seconds[: len(base)]),
+        (values[len(base) :], made.seconds[len(base) :]),
+    ]
     atomic_write(path, gzip.compress(json.dumps(kept).encode(), mtime=0))
     return kept
 
