@@ -1,4 +1,8 @@
-"""What hostile programs try, in each isolation. Each attack says `done` for every way it got through."""
+"""What hostile programs try, in each isolation. Each attack says `done` for every way it got through.
+
+Should the sandbox be broken, the attacks reach the machine that runs these tests: so signals to others than a victim of
+our own are of number 0, which asks and does nothing, and no bomb is large.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +183,7 @@ def test_no_new_processes(run: Run) -> None:
         spawn="os.posix_spawn('/usr/bin/env', ['env'], {})",
         shell="__import__('subprocess').run(['/usr/bin/env'])",
         clone=f"call({clone}, 17, 0, 0, 0, 0)",
-        bomb="[os.fork() for _ in range(10**6)]",
+        bomb="[os.fork() for _ in range(4)]",
     )
     assert len(found) == 5
     assert all_refused(found), found
@@ -203,8 +207,8 @@ def test_other_processes_cannot_be_harmed(run: Run, victim: subprocess.Popen[byt
     found = attempts(
         run,
         kill=f"os.kill({pid}, 9)",
-        caller=f"os.kill({os.getpid()}, 15)",
-        everyone="os.kill(-1, 15)",
+        caller=f"os.kill({os.getpid()}, 0)",
+        everyone="os.kill(-1, 0)",
         group=f"os.killpg(os.getpgid({pid}), 9)",
         ptrace=f"call({ptrace}, 16, {pid}, 0, 0)",
         pidfd=f"call(434, {pid}, 0)",
@@ -212,8 +216,6 @@ def test_other_processes_cannot_be_harmed(run: Run, victim: subprocess.Popen[byt
         priority=f"os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
         memory=f"open('/proc/{pid}/mem', 'rb')",
     )
-    if found["everyone"].startswith("done"):
-        found.pop("everyone")  # in namespaces: there is nobody else
     assert all(
         error in ("PermissionError", "ProcessLookupError", "FileNotFoundError") for error in found.values()
     ), found
