@@ -61,7 +61,7 @@ def all_refused(found: dict[str, str]) -> bool:
 
 @pytest.fixture
 def victim() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
     yield process
     process.kill()
     process.wait()
