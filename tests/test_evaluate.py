@@ -104,7 +104,12 @@ def test_responses_are_the_samplers_and_do_not_depend_on_the_other_problems(
     )
     task = TASKS["gsm8k"]
     evaluate([str(student_folder)], [task], tmp_path / "all", options(data))
-    evaluate([str(student_folder)], [task], tmp_path / "some", options(data, slots=1, samples=1))
+    evaluate(
+        [str(student_folder)],
+        [task],
+        tmp_path / "some",
+        options(data, slots=1, samples=1, reading=Reading(limit=2)),
+    )
     name = student_folder.name
     found = {(r["problem"], r["sample"]): r for r in records(tmp_path / "all" / name / "gsm8k")}
     for record in records(tmp_path / "some" / name / "gsm8k"):
@@ -177,6 +182,15 @@ def test_more_samples_and_problems_add_to_what_is_there(
     less = evaluate(models, [task], out, options(data, samples=1))
     assert [f.samples for f in less.values()] == [1]
     assert len(records(out / student_folder.name / "gsm8k")) == 9
+
+
+def test_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
+    whole = {"problem": "1", "sample": 0, "response": "a"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(whole) + '\n{"problem": "2", "sam')
+    results.TaskResults(tmp_path).sampled({"problem": "3", "sample": 0, "response": "ß"})
+    found = results.TaskResults(tmp_path).records
+    assert list(found) == [("1", 0), ("3", 0)]
+    assert found["3", 0]["response"] == "ß"
 
 
 @pytest.mark.parametrize(

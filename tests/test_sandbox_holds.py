@@ -282,6 +282,12 @@ def test_limits_cannot_be_raised(run: Run) -> None:
     assert run(code).stdout == b"refused\n" * 3
 
 
+def test_no_capability_is_left(run: Run) -> None:
+    code = "import ctypes\nset = (ctypes.c_uint * 6)(*[9] * 6)\nhead = (ctypes.c_uint * 2)(0x20080522, 0)\n"
+    code += "print(ctypes.CDLL(None).capget(head, set), list(set[:2]), list(set[3:5]))"
+    assert run(code).stdout == b"0 [0, 0] [0, 0]\n"  # effective and permitted, lower and upper half
+
+
 def test_the_working_folder_holds_only_so_much() -> None:
     code = "for i in range(100): open(f'f{i}', 'wb').write(bytes(1 << 23))"
     outcome = launch("namespaces", code, b"", Limits())
