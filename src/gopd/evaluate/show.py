@@ -13,7 +13,7 @@ from gopd.evaluate.figures import Figures
 
 def table(rows: Mapping[tuple[str, str], Figures]) -> Table:
     """Figures by (model, task), with their 95% intervals."""
-    shown = Table(title="accuracy in % [95% interval over problems]", title_justify="left")
+    shown = Table(title="shares in % [95% interval over problems]", title_justify="left")
     ks = sorted({k for found in rows.values() for k in found.pass_at})
     for name in ("model", "task"):
         shown.add_column(name)
@@ -24,7 +24,7 @@ def table(rows: Mapping[tuple[str, str], Figures]) -> Table:
             *(model, task, f"{found.problems} × {found.samples}", _percent(found.average)),
             *(_percent(found.pass_at.get(k)) for k in ks),
             _percent(found.majority),
-            *(f"{found.tokens.mean:,.0f}", f"{found.truncated.mean:.1%}", f"{found.unanswered.mean:.1%}"),
+            *(_number(found.tokens), _percent(found.truncated), _percent(found.unanswered)),
         )
     return shown
 
@@ -41,6 +41,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             *(f"{one.better} / {one.worse}", one.verdict),
         )
     return shown
+
+
+def _number(found: Estimate) -> str:
+    return f"{found.mean:,.0f} [{found.low:,.0f}, {found.high:,.0f}]"
 
 
 def _percent(found: Estimate | None, sign: str = "") -> str:
