@@ -34,7 +34,7 @@ def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     """Seconds of a scoring pass and of an update of the same rows; medians over rounds, both ways in turn."""
     keep_freed_memory()
     folder = models.tiny() if quick else models.smollm2()
-    rollouts = ragged(10, 64 if quick else 128)
+    rollouts = ragged(8, 64 if quick else 128)
     model = load(folder)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     learner = make_learner(folder, model)

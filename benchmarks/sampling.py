@@ -55,7 +55,7 @@ def cases(quick: bool) -> list[Case]:
         Case("batch 64, equal lengths", [64] * 64, [56] * 64, engines=FLOORED),
         Case("batch 256, equal lengths", [32] * 256, [4] * 256, engines=("gopd", "vllm")),
         tailed(rows=96, mean=24, longest=96),
-        shared(prompts=2, tokens=512, length=32),
+        shared(prompts=2, tokens=512, length=24),
     ]
 
 
