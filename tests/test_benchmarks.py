@@ -55,3 +55,14 @@ def test_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> Non
         "gopd full": [{"seconds": 2.0}, {"seconds": 3.0}],
     }
     assert step.ratios(cases) == {"TRL stable / gopd full": {"median": 3.5, "min": 3.0, "max": 4.0}}
+
+
+@pytest.mark.parametrize(("lengths", "ratio"), [([4, 1, 1], 4 / 4), ([1, 1, 4], 4 / 5), ([2, 2, 2], 1)])
+def test_the_best_schedule_counts_steps_of_the_rows_that_are_left(
+    turns: object, lengths: list[int], ratio: float
+) -> None:
+    """Two slots, and every step takes a second whatever the rows; rows of equal lengths need four steps."""
+    import report
+
+    cases = {f"batch {n}, equal lengths": {"tokens_per_second": {"gopd": n}} for n in (1, 16, 64)}
+    assert report.best_schedule(cases, lengths, slots=2) == pytest.approx(ratio)
