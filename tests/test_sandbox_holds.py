@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -239,14 +240,11 @@ def test_the_kernel_beyond_what_programs_need_is_closed(run: Run) -> None:
 
 
 def test_the_numbers_of_the_system_calls_are_those_of_the_kernel_headers() -> None:
-    import re
-
     def of(header: str) -> dict[str, int]:
-        text = Path(header).read_text()
-        found = {
-            name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)
-        }
-        return found
+        if not Path(header).exists():
+            pytest.skip(f"the kernel's headers are not installed: {header}")
+        defined = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text())
+        return {name: int(number) for name, number in defined}
 
     headers = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h")
     for column, header in enumerate(headers):

@@ -30,7 +30,7 @@ _STDIN = "\n\nRead the inputs from stdin, solve the problem and write the answer
 _LARGEST = 1 << 30
 
 
-def livecodebench(suite: str, rows: Iterable[Row], reading: Reading) -> list[Problem]:
+def livecodebench(rows: Iterable[Row], reading: Reading) -> list[Problem]:
     """Problems with public and private tests. The starter code is part of the prompt: without it the name of the
     function to write, which the tests call, would have to be guessed.
     """

@@ -14,7 +14,7 @@ from typing import Literal
 from gopd.errors import BadInput, OutOfReach
 from gopd.evaluate import code_suites, evalplus_suites, math_suites
 from gopd.evaluate.problem import Advance, Problem, Reading, Row, parsed
-from gopd.files import atomic_file
+from gopd.files import atomic_write
 from gopd.rows import raw_rows
 from gopd.sections import SourceSection
 
@@ -67,7 +67,7 @@ def _livecodebench(name: str, file: str, *others: str) -> Task:
         "code",
         (*others, file),
         origin,
-        lambda rows, reading, _: code_suites.livecodebench(name, rows, reading),
+        lambda rows, reading, _: code_suites.livecodebench(rows, reading),
     )
 
 
@@ -152,8 +152,7 @@ def _download(address: str) -> Path:
                 content = answer.read()
         except (OSError, urllib.error.URLError) as error:
             raise _out_of_reach(address, error) from error
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(content)
+        atomic_write(path, content)
     return path
 
 

@@ -39,9 +39,8 @@ def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[
     for path in filter(os.path.exists, ("/dev/null", "/dev/zero", "/dev/urandom")):
         rule(_READ_FILE | _WRITE_FILE, path)
     checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-    checked(
-        libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24))
-    )  # none left, should this be root
+    # No capability is left, should this be root.
+    checked(libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)))
     checked(libc.syscall(_RESTRICT, ruleset, 0))
     os.close(ruleset)
     with open(filter_descriptor, "rb") as file:

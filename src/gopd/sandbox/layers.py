@@ -54,6 +54,7 @@ def readable() -> list[str]:
     return [folder for folder in folders if os.path.exists(folder)]
 
 
+@functools.cache
 def call_filter(isolation: Isolation) -> bytes:
     """The filter; empty where there is none. Raises ValueError on a processor it is not written for."""
     if isolation == "none":

@@ -109,7 +109,9 @@ def _start(
 
 def _wait_for_start(process: subprocess.Popen[bytes], starting: int) -> float:
     """The moment at which the program began."""
-    if select.select([starting], [], [], _START_SECONDS)[0] and os.read(starting, 1) == b"!":
+    poll = select.poll()  # unlike select, for descriptors of any number
+    poll.register(starting, select.POLLIN)
+    if poll.poll(_START_SECONDS * 1000) and os.read(starting, 1) == b"!":
         return time.monotonic()
     _kill_group(process)
     assert process.stderr is not None

@@ -37,7 +37,7 @@ def _serve() -> None:
             spent = perf_counter() - start
             setitimer(ITIMER_PROF, 0)
             _say(channel, request["token"], _result(value, request["digest_above"]) | {"seconds": spent})
-    except BaseException as error:
+    except BaseException as error:  # whatever the program raises, SystemExit among it
         _say(channel, request["token"], {"error": type(error).__name__})
     os._exit(0)  # no exit handlers, no waiting for threads
 

@@ -67,14 +67,8 @@ def call(
                 return Calls(values, spent, "error")
             values.append(Digest(result["digest"]) if "digest" in result else decode(result["value"]))
             spent.append(float(result["seconds"]))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ):  # not as our own program writes it
-            break
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            break  # not as our own program writes it
     if len(values) == len(spent) == len(arguments) and outcome.status == "ok":
         return Calls(values, spent, None)
     return Calls(values[: len(arguments)], spent, _failure(outcome))
