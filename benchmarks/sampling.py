@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from turns import Player, players
 
 HERE = Path(__file__).resolve().parent
-VLLM = models.ROOT / ".venv-vllm" / "bin" / "python"
+VLLM = importlib.util.find_spec("vllm") is not None
 ENGINES = ("gopd", "generate", "generate-static", "vllm", "products", "attention")
 ROUNDS = 2
 FLOORED = ("gopd", "generate", "vllm", "products", "attention")
@@ -86,14 +87,9 @@ def evened(lengths: list[int]) -> list[int]:
 def run(quick: bool, gsm8k: Path | None) -> dict[str, Any]:
     model = models.tiny() if quick else models.smollm2()
     commands = {
-        engine: [
-            VLLM if engine == "vllm" else sys.executable,
-            HERE / "workers" / "sampling.py",
-            engine,
-            model,
-        ]
+        engine: [sys.executable, HERE / "workers" / "sampling.py", engine, model]
         for engine in ENGINES
-        if engine != "vllm" or (VLLM.exists() and not quick)
+        if engine != "vllm" or (VLLM and not quick)
     }
     os.environ |= {
         "VLLM_CPU_OMP_THREADS_BIND": "0-1",

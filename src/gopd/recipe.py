@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from gopd.sections import (
     Aggregation,
     CheckpointSection,
+    ClusterSection,
     CorrectionSection,
     DataSection,
     GrpoSection,
@@ -42,6 +43,7 @@ class Recipe(Section):
     train: TrainSection
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    cluster: ClusterSection = ClusterSection()
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:

@@ -138,13 +138,32 @@ class SamplingSection(Section):
     """0: no limit."""
 
 
+class VllmSection(Section):
+    """How vLLM is set up; `sampler.engine: vllm` only."""
+
+    tensor_parallel: Positive = 1
+    """Devices that one engine spreads its weights over."""
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of a device's memory for weights and key-value cache; on a CPU, of the memory that is free at start."""
+    max_batched_tokens: Positive = 8192
+    """Tokens that one engine step computes at most; longer prompts come in pieces."""
+    max_sequences: Positive = 256
+    """Rows that decode side by side."""
+    eager: bool = True
+    """Start in seconds, without compiling the model first."""
+    sleep: bool = False
+    """Give the device's memory back while others compute; for engines that share a GPU with the learner."""
+
+
 class SamplerSection(SamplingSection):
     """The engine that draws the student's responses."""
 
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "vllm"] = "torch"
+    """torch: decodes with the learner's own weights; vllm: an engine of its own, brought up to date after each step."""
     samples_per_prompt: Positive = 1
     slots: Positive = 64
-    """Rows that decode side by side; a finished row's slot is refilled."""
+    """Rows that decode side by side with engine torch; a finished row's slot is refilled."""
+    vllm: VllmSection = VllmSection()
 
 
 class Columns(Section):
@@ -230,6 +249,9 @@ class TrainSection(Section):
     """Optimizer steps per batch of rollouts; with more than one, later ones are off-policy and are corrected."""
     passes: Positive = 1
     """How often each batch of rollouts is gone through; again, later optimizer steps are off-policy."""
+    max_staleness: NonNegative = 0
+    """How many optimizer steps older than the newest the weights that sample may be; above 0 sampling and training
+    overlap, which needs `--cluster`."""
     tokens_per_micro_batch: Positive = 16384
     """Packed tokens (prompt + response) per forward; a longer row gets a micro-batch of its own."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -248,6 +270,25 @@ class TrainSection(Section):
                 f"prompts_per_step ({self.prompts_per_step}) must be a multiple of mini_batches ({self.mini_batches})"
             )
         return self
+
+
+class ClusterSection(Section):
+    """What `gopd train --cluster` starts, and how it is watched. `docs/scaling.md` walks through it."""
+
+    learner_ranks: Positive = 1
+    """Processes, one device each, that the learner is sharded over (FSDP2)."""
+    sampler_replicas: Positive = 1
+    """Engines; with vLLM each takes `sampler.vllm.tensor_parallel` devices."""
+    scorers_per_teacher: Positive = 1
+    """Processes, one device each, that hold a teacher and its reference."""
+    colocate: bool = False
+    """Learner, samplers and scorers share devices and take turns; otherwise each has its own."""
+    offload: bool = False
+    """Keep the learner's parameters and optimizer state in host memory between uses."""
+    max_restarts: NonNegative = 3
+    """How often the job starts again from its last checkpoint when a learner rank or the driver is lost."""
+    timeout: float = Field(default=1800.0, gt=0)
+    """Seconds after which an actor that has not answered counts as hung, and is replaced."""
 
 
 class CheckpointSection(Section):
