@@ -54,7 +54,7 @@ def test_every_prompt_is_answered_by_its_own_teacher_in_its_view(
         own = prompts.part([i for i, prompt in enumerate(prompts.prompts) if prompt.route == name])
         expected = sample_rollouts(
             TorchSampler(model, 8),
-            model,
+            model.tokenizer,
             own,
             recipe.sampler,
             samples=2,

@@ -24,7 +24,7 @@ from gopd.packing import pack
 from gopd.recipe import GrpoRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.sections import CorrectionSection, ObjectiveSection
-from gopd.setup import prepare
+from gopd.setup import LocalRoles, prepare
 from gopd.tracking import read_metrics
 from gopd.types import Rollout, Surrogate, TokenTerms
 from runs import merged, opd_tree, outcome, write_rows
@@ -437,8 +437,10 @@ def test_adapters_are_held_to_their_base_without_a_second_copy(
 ) -> None:
     tree = grpo_tree(tmp_path, student_folder, grpo={"kl_weight": 0.1}, train={"passes": 2})
     tree["student"]["lora"] = {"rank": 2}
-    assert prepare(parse_recipe(tree)).scorer.models == []  # type: ignore[union-attr]
-    run = gopd.train(parse_recipe(tree))
+    recipe = parse_recipe(tree)
+    scorer = LocalRoles(recipe, prepare(recipe)).scorer
+    assert scorer is not None and scorer.models == []
+    run = gopd.train(recipe)
     for step, same in ((1, True), (3, False)):
         rows = [row for row in rows_of(run, step) if row["reference_logprobs"]]
         base, own = (

@@ -20,7 +20,7 @@ from conftest import SPECIAL, MakeModel
 from gopd import loop
 from gopd.console import Display
 from gopd.recipe_file import load_recipe, parse_recipe
-from gopd.setup import prepare
+from gopd.setup import LocalRoles, prepare
 from runs import (
     Tree,
     held_out,
@@ -131,7 +131,8 @@ def check_tokens(row: Tree, scale: float, objective: Tree) -> None:
 def test_without_a_reference_none_is_in_memory(models: list[Path], tmp_path: Path) -> None:
     for scale, expected in ((1.0, 1), (1.25, 2)):
         tree = opd_tree(tmp_path, models[0], {"a": models[1]}, objective={"reward_scale": scale})
-        scorer = prepare(parse_recipe(tree)).scorer
+        recipe = parse_recipe(tree)
+        scorer = LocalRoles(recipe, prepare(recipe)).scorer
         assert scorer is not None and len(scorer.models) == expected
         assert (scorer.routes["a"].reference is None) == (scale == 1)
 

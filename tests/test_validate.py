@@ -60,7 +60,7 @@ def test_exact_kl_is_brute_force_over_the_vocabulary(
     bench = Bench.of(recipe)
     rollouts = make_rollouts(recipe, bench.student, ["plain", "ex", "ex"])
     bench.update(rollouts)
-    found = exact_kl(bench.student, bench.scorer, rollouts, temperature)
+    found = exact_kl(bench.learner, bench.scorer, rollouts, temperature, 30)
     student = plain64_now(student_folder, bench.student)
     for rollout, kl in zip(rollouts, found, strict=True):
         folder, view, scale = {"ex": (teacher_folder, HINT, 1.5), "plain": (llama, View(), 1.0)}[
@@ -83,7 +83,7 @@ def test_exact_kl_is_brute_force_over_the_vocabulary(
 def test_exact_kl_is_zero_where_student_and_target_agree(student_folder: Path) -> None:
     bench = Bench.of(opd_recipe(student_folder, {"self": {"model": str(student_folder)}}))
     rollouts = make_rollouts(bench.recipe, bench.student, ["self"])
-    assert exact_kl(bench.student, bench.scorer, rollouts, 1.0) == pytest.approx([0.0] * 7, abs=1e-5)
+    assert exact_kl(bench.learner, bench.scorer, rollouts, 1.0, 30) == pytest.approx([0.0] * 7, abs=1e-5)
     assert all(p.grad is None for p in bench.student.module.parameters())
 
 

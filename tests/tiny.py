@@ -28,6 +28,7 @@ from gopd.recipe import OpdRecipe, SftRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.scorer import Scorer
 from gopd.sections import ModelSpec
+from gopd.sharding import ALONE, Ranks
 from gopd.types import Prompt, Rollout, Scores, TokenTerms
 
 CPU = torch.device("cpu")
@@ -280,11 +281,15 @@ class Bench:
     learner: Learner
 
     @classmethod
-    def of(cls, recipe: OpdRecipe, total_steps: int = 4) -> Bench:
+    def of(cls, recipe: OpdRecipe, total_steps: int = 4, ranks: Ranks = ALONE) -> Bench:
         student = load(Path(recipe.student.model), narrow=recipe.train.compute_dtype == "bfloat16")
         if recipe.student.lora is not None:
             student.add_lora(recipe.student.lora, recipe.train.seed)
-        scorer = _scorer(recipe, student)
+        if ranks.mesh is None:
+            scorer = _scorer(recipe, student)
+        else:
+            scorer = _scorer(recipe, load(Path(recipe.student.model)))
+            student.shard(ranks, offload=False)
         learner = Learner(
             recipe,
             student,
@@ -294,6 +299,7 @@ class Bench:
             correction=recipe.correction,
             temperature=recipe.sampler.temperature,
             heads=scorer.heads,
+            ranks=ranks,
         )
         return cls(recipe, student, scorer, learner)
 

@@ -53,7 +53,7 @@ def measure(
     )
     rollouts = sample_rollouts(
         TorchSampler(model, SLOTS),
-        model,
+        model.tokenizer,
         prompts,
         SamplingSection(),
         samples=1,

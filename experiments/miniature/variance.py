@@ -14,7 +14,7 @@ from gopd.methods.opd import needs_vocabulary
 from gopd.recipe import OpdRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.rollouts import sample_rollouts
-from gopd.setup import prepare
+from gopd.setup import LocalRoles, prepare
 from gopd.types import Rollout
 
 BATCHES = 24
@@ -40,15 +40,16 @@ def measure(place: Place) -> dict[str, dict[str, float]]:
 
 def _gradients(recipe: OpdRecipe, rollouts: list[list[Rollout]]) -> Tensor:
     """One gradient per batch of rollouts, which the first call draws."""
-    roles = prepare(recipe)
+    task = prepare(recipe)
+    roles = LocalRoles(recipe, task)
     assert roles.scorer is not None
     start = [p.detach().clone() for p in roles.learner.parameters.values()]
     if not rollouts:
         rollouts += [
             sample_rollouts(
                 roles.sampler,
-                roles.student,
-                roles.data.part(roles.order.indices(step)),
+                task.tokenizer,
+                task.data.part(task.order.indices(step)),
                 recipe.sampler,
                 samples=1,
                 max_response_tokens=recipe.data.max_response_tokens,

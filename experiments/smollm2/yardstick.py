@@ -13,6 +13,7 @@ from gopd.recipe import OpdRecipe
 from gopd.recipe_file import load_recipe
 from gopd.rollouts import prompt_set
 from gopd.scorer import Scorer
+from gopd.setup import make_learner
 from gopd.tracking import rollouts_file
 from gopd.types import Rollout
 from gopd.validate import exact_kl, kl_interval
@@ -63,4 +64,6 @@ def _kl(run: Path, step: int, start: str, scale: float) -> Interval:
             Rollout(prompts.prompts[i], 0, prompts.ids[i], row["response_ids"], None, row["finished"], "")
         )
     scorer = Scorer(recipe, student, device=cpu, dtype=torch.float32)
-    return kl_interval(rollouts, exact_kl(student, scorer, rollouts, recipe.sampler.temperature))
+    learner = make_learner(recipe, student, scorer.heads, updates=0)
+    budget = recipe.train.tokens_per_micro_batch
+    return kl_interval(rollouts, exact_kl(learner, scorer, rollouts, recipe.sampler.temperature, budget))

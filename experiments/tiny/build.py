@@ -171,7 +171,7 @@ def measure(folder: Path) -> Mapping[str, Figures]:
     source = SourceSection(files=files)
     rollouts = sample_rollouts(
         TorchSampler(model, slots=128),
-        model,
+        model.tokenizer,
         prompt_set(source, model.tokenizer, model.name, View(), limit=64),
         SamplingSection(),
         samples=1,

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
 from gopd.files import atomic_folder
-from gopd.model import LanguageModel
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.recipe_file import resolved_yaml
+from gopd.roles import Learner
 from gopd.validate import Validation
 
 
-def export_student(
-    student: LanguageModel, recipe: AnyRecipe, folder: Path, step: int, last: Validation | None
-) -> None:
-    """Writes float32 safetensors, tokenizer, generation config and a model card; LoRA is merged into the weights.
+def export_student(learner: Learner, tokenizer: PreTrainedTokenizerBase, card: str, folder: Path) -> None:
+    """Writes float32 safetensors, tokenizer, generation config and a model card; the folder appears whole or not.
 
-    After a merge the student has no adapters any more: call this when training is over. The folder appears whole
-    or not at all. Raises RunFailed when the disk refuses.
+    Call this when training is over. Raises RunFailed when the disk refuses.
     """
-    if student.adapters is not None:
-        student.module = student.adapters.merge_and_unload()
-        student.adapters = None
     with atomic_folder(folder) as target:
-        _save_module(student.module, target)
-        student.tokenizer.save_pretrained(target)
-        (target / "README.md").write_text(model_card(recipe, step, last), encoding="utf-8")
-
-
-def _save_module(module: PreTrainedModel, target: Path) -> None:
-    """`save_pretrained`, with the generation config as it came: Transformers refuses to write many a published one."""
-    generation = module.generation_config
-    module.generation_config = GenerationConfig()
-    module.save_pretrained(target)
-    module.generation_config = generation
-    if generation is not None:
-        generation.to_json_file(target / "generation_config.json")
+        learner.export(target)
+        tokenizer.save_pretrained(target)
+        (target / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_card(recipe: AnyRecipe, step: int, last: Validation | None) -> str:

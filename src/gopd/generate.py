@@ -166,7 +166,7 @@ class _Job:
             ) as bar:
                 rollouts = sample_rollouts(
                     sampler,
-                    model,
+                    model.tokenizer,
                     self._seen(part.prompts, model),
                     self.recipe.sampler,
                     samples=self.samples,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gopd.errors import RunFailed
-from gopd.logprobs import Projection, Target, linear_logprobs, linear_loss
+from gopd.logprobs import Projection, Target, chunks, linear_logprobs, linear_loss
 from gopd.loss import MicroBatchLoss
 from gopd.model import LanguageModel
-from gopd.objective import aggregation_weights
-from gopd.packing import micro_batches, pack
+from gopd.objective import aggregation_weights, reverse_kl
+from gopd.packing import Packed, deal, pack
 from gopd.recipe import Recipe
 from gopd.sections import Aggregation, CorrectionSection, ObjectiveSection
+from gopd.sharding import ALONE, Ranks, whole
+from gopd.state import export_model, load_state, save_state
 from gopd.types import Rollout, Scores, TokenReport, TokenTerms
 
 Heads = Callable[[str | None], tuple[Tensor, Tensor | None]]
@@ -48,6 +51,9 @@ class Learner:
 
     `objective` and `correction` are the recipe's, or None for methods that have neither (then plain
     policy-gradient terms, as for SFT, where they are log-likelihood).
+
+    With several `ranks` the student is sharded over them (`LanguageModel.shard`). Each is called with the whole batch,
+    computes its share of the rows, and tells what it saw of those; loss, gradients and weights are those of the batch.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Learner:
         correction: CorrectionSection | None = None,
         temperature: float = 1.0,
         heads: Heads | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe = recipe
         self.student = student
@@ -70,6 +77,7 @@ class Learner:
         self.correction = correction or CorrectionSection()
         self.temperature = temperature
         self.heads = heads
+        self.ranks = ranks
         self.updates = 0
         self.parameters = {n: p for n, p in student.module.named_parameters() if p.requires_grad}
         optim = recipe.optim
@@ -101,23 +109,27 @@ class Learner:
         no pass is made for them. `done` is called with the number of rows finished after each micro-batch. Raises
         NonFinite before the weights are touched.
         """
+        torch.manual_seed(_seed(self.recipe.train.seed, self.updates, self.ranks.rank))
         self.student.module.train(self._training_mode)
         self.optimizer.zero_grad(set_to_none=True)  # an update that raised leaves gradients
         lengths_B = torch.tensor([len(r.response_ids) for r in rollouts])
         factors_B = aggregation_weights(lengths_B, self.aggregation).float()
-        loss, reports = 0.0, dict[int, TokenReport]()
+        loss, reports, spoiled = 0.0, dict[int, TokenReport](), list[int]()
         known = {i: term for i, term in enumerate(terms) if term is not None}
         for rows in self._groups(rollouts, scores, list(known)):
-            batch = [rollouts[i] for i in rows]
+            of_rows_B = factors_B[torch.tensor(rows, dtype=torch.long)]
             part, seen = self._backward(
-                batch, [scores[i] for i in rows], [known[i] for i in rows], factors_B[torch.tensor(rows)]
+                [rollouts[i] for i in rows], [scores[i] for i in rows], [known[i] for i in rows], of_rows_B
             )
             if not math.isfinite(part):
-                raise NonFinite(f"the loss is {part} in optimizer step {self.updates + 1}", rows)
+                spoiled += rows
             loss += part
             reports |= dict(zip(rows, seen, strict=True))
             done(len(reports))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optim.grad_clip)
+        loss = self.ranks.total(loss)
+        if not math.isfinite(loss):
+            raise NonFinite(f"the loss is {loss} in optimizer step {self.updates + 1}", spoiled)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optim.grad_clip))
         if not torch.isfinite(norm):
             raise NonFinite(
                 f"the gradient norm is {float(norm)} in optimizer step {self.updates + 1}",
@@ -147,20 +159,56 @@ class Learner:
                 return optim.lr * (1 + math.cos(math.pi * done)) / 2
 
     @torch.no_grad()
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """The present weights' log-probs of every response, [R] each on the CPU: a pass of its own."""
+    def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
+        """The present weights' log-probs of responses, [R] each on the CPU, by row: a pass of its own."""
         found: dict[int, Tensor] = {}
-        prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-        for rows in micro_batches(prompts, responses, self.recipe.train.tokens_per_micro_batch):
-            packed = pack([prompts[i] for i in rows], [responses[i] for i in rows], self.student.device)
-            values_T = linear_logprobs(self.student.project(packed), packed.targets_T, self.temperature)
-            found |= dict(zip(rows, packed.split(values_T.cpu()), strict=True))
-        return [found[i] for i in range(len(rollouts))]
+        for rows in self._groups(rollouts, [None] * len(rollouts), range(len(rollouts))):
+            packed = self._packed([rollouts[i] for i in rows])
+            values_T = self.student.together(partial(self._own_logprobs, packed)).cpu()
+            found |= zip(rows, packed.split(values_T), strict=False)
+        return found
+
+    @torch.no_grad()
+    def kl_to_target(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], temperature: float
+    ) -> dict[int, float]:
+        """Σ_t KL(S ‖ q_λ) over the whole vocabulary, by row, of rows with scores; these must hold hidden states."""
+        found: dict[int, float] = {}
+        for rows in self._groups(
+            rollouts, scores, [i for i, score in enumerate(scores) if score is not None]
+        ):
+            packed, target = (
+                self._packed([rollouts[i] for i in rows]),
+                self._target([scores[i] for i in rows]),
+            )
+            kl_T = self.student.together(partial(self._kl, packed, target, temperature))
+            found |= {i: float(kl_R.sum()) for i, kl_R in zip(rows, packed.split(kl_T), strict=False)}
+        return found
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The student's weights, whole, by their Hugging Face names (`LanguageModel.weights`)."""
+        return self.student.weights()
+
+    def export(self, folder: Path) -> None:
+        """Writes the student's weights and configuration into a folder; when training is over."""
+        export_model(self.student, self.ranks, folder)
+
+    def save(self, folder: Path) -> None:
+        """Writes trained weights and optimizer state as safetensors into a folder."""
+        save_state(folder, self.parameters, self.optimizer, self.ranks)
+
+    def load(self, folder: Path, updates: int) -> None:
+        """Takes up what any number of ranks saved after `updates` optimizer steps; values are copied bit for bit."""
+        load_state(folder, self.parameters, self.optimizer, self.ranks)
+        self.updates = updates
 
     def _groups(
         self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], chosen: Sequence[int]
     ) -> list[list[int]]:
-        """Micro-batches of the chosen row numbers; of one route each where the estimator needs that route's heads."""
+        """This rank's micro-batches of the chosen row numbers; of one route each where the estimator needs its heads.
+
+        Empty ones are there to keep step with the other ranks.
+        """
         by_head: dict[str | None, list[int]] = {}
         for i in chosen:
             score = scores[i]
@@ -170,33 +218,56 @@ class Learner:
         for rows in by_head.values():
             prompts = [rollouts[i].prompt_ids for i in rows]
             responses = [rollouts[i].response_ids for i in rows]
-            found = micro_batches(prompts, responses, self.recipe.train.tokens_per_micro_batch)
-            groups += [[rows[g] for g in group] for group in found]
+            rounds = deal(prompts, responses, self.recipe.train.tokens_per_micro_batch, self.ranks.count)
+            groups += [[rows[g] for g in groups[self.ranks.rank]] for groups in rounds]
         return groups
+
+    def _packed(self, rollouts: Sequence[Rollout]) -> Packed:
+        """Rows end to end; a stand-in of two tokens where there are none."""
+        prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+        return pack(prompts or [[0]], responses or [[0]], self.student.device)
 
     def _backward(
         self, rollouts: list[Rollout], scores: list[Scores | None], terms: list[TokenTerms], factors_B: Tensor
     ) -> tuple[float, list[TokenReport]]:
-        device = self.student.device
-        packed = pack([r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts], device)
+        packed = self._packed(rollouts)
+        if not rollouts:
+            scores, terms, factors_B = [None], [TokenTerms(torch.zeros(1), 1.0)], torch.zeros(1)
         chunk_loss = MicroBatchLoss(
             self.objective,
             self.correction,
             packed,
             terms,
             scores,
-            factors_B.to(device)[packed.row_T],
+            factors_B.to(self.student.device)[packed.row_T],
             self._target(scores),
             self.temperature,
         )
+        loss = self.student.together(partial(self._loss, packed, chunk_loss))
+        loss.backward()
+        return float(loss.detach()), chunk_loss.reports() if rollouts else []
+
+    def _loss(self, packed: Packed, chunk_loss: MicroBatchLoss) -> Tensor:
         projection = self.student.project(packed)
         chunk_loss.prepare(projection)
-        loss = linear_loss(projection, chunk_loss, self.temperature)
-        loss.backward()
-        return float(loss.detach()), chunk_loss.reports()
+        return linear_loss(projection, chunk_loss, self.temperature)
+
+    def _own_logprobs(self, packed: Packed) -> Tensor:
+        return linear_logprobs(self.student.project(packed), packed.targets_T, self.temperature)
+
+    def _kl(self, packed: Packed, target: Target | None, temperature: float) -> Tensor:
+        parts: list[Tensor] = []
+        for chunk in chunks(self.student.project(packed), temperature):
+            if target is None:  # a stand-in
+                return torch.zeros(1)
+            target_CV, _ = target.chunk(
+                packed.targets_T[chunk.tokens], chunk.tokens, temperature, chunk.scratch
+            )
+            parts.append(reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV)[0])
+        return torch.cat(parts)
 
     def _target(self, scores: list[Scores | None]) -> Target | None:
-        first = scores[0]
+        first = scores[0] if scores else None
         if first is None or first.teacher_hidden_RD is None:
             return None
         assert self.heads is not None
@@ -208,29 +279,7 @@ class Learner:
             reference = Projection(torch.cat([r for _, r in hidden if r is not None]), reference_head)
         return Target(Projection(teacher_TD, teacher_head), reference, first.reward_scale)
 
-    def save(self, folder: Path) -> None:
-        """Writes trained weights and optimizer state as safetensors into a folder."""
-        save_file(
-            {n: p.detach().contiguous() for n, p in self.parameters.items()}, folder / "weights.safetensors"
-        )
-        moments = {
-            f"{name}:{key}": value.contiguous()
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[parameter].items()
-        }
-        save_file(moments, folder / "optimizer.safetensors")
 
-    @torch.no_grad()
-    def load(self, folder: Path, updates: int) -> None:
-        """Takes up what `save` wrote after `updates` optimizer steps; values are copied in place, bit for bit."""
-        weights, moments = (
-            load_file(folder / "weights.safetensors"),
-            load_file(folder / "optimizer.safetensors"),
-        )
-        for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
-        for key, value in moments.items():
-            name, _, moment = key.rpartition(":")
-            parameter = self.parameters[name]
-            self.optimizer.state[parameter][moment] = value.to(parameter.device)
-        self.updates = updates
+def _seed(seed: int, update: int, rank: int) -> int:
+    """Of what an optimizer step draws (dropout)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{update}/{rank}".encode()).digest()[:8], "little") >> 1

@@ -182,7 +182,8 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         projection = Projection(hidden_TD, head_VD.to(hidden_TD.dtype))
         hidden_grad_TD = torch.empty_like(hidden_TD)
-        head_grad_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
+        width = torch.promote_types(head_VD.dtype, torch.float32)  # sums over chunks are never in bfloat16
+        head_grad_VD = torch.zeros_like(head_VD, dtype=width) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
         for chunk in chunks(projection, temperature):
             loss_C, grad_CV = chunk_loss(chunk)
@@ -194,6 +195,7 @@ class _LinearLoss(torch.autograd.Function):
                     head_grad_VD.addmm_(grad_CV.T, hidden_TD[chunk.tokens])
                 else:
                     head_grad_VD += grad_CV.T @ hidden_TD[chunk.tokens]
+        head_grad_VD = None if head_grad_VD is None else head_grad_VD.to(head_VD.dtype)
         ctx.gradients = (hidden_grad_TD, head_grad_VD)
         return total
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -12,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gopd import views
 from gopd.checkpoint import RunFolder
 from gopd.console import Display
 from gopd.errors import BadInput, Interrupted
-from gopd.export import export_student
+from gopd.export import export_student, model_card
 from gopd.files import atomic_write, discard
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
@@ -26,11 +22,10 @@ from gopd.memory import keep_freed_memory
 from gopd.methods import opd
 from gopd.methods.batch import Batch
 from gopd.metrics import Clock, step_metrics
-from gopd.profile import Profiler
 from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
-from gopd.rollouts import PromptSet, grade, sample_rollouts
-from gopd.sampler.torch import TorchSampler
-from gopd.setup import VALIDATION_SLOTS, Roles, prepare
+from gopd.roles import Roles
+from gopd.rollouts import grade, sample_rollouts
+from gopd.setup import LocalRoles, Task, prepare
 from gopd.tracking import (
     Metrics,
     Trackers,
@@ -58,20 +53,21 @@ def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = 
         if run.student.exists():  # it is written last
             display.say(f"this run is finished; its student is in {run.student}")
             return run.path
-        found, roles, trackers = _set_up(recipe, run)
-        with closing(trackers), finish_step_on_interrupt(display) as stop:
-            profiler = Profiler(recipe, roles) if recipe.tracking.profile else None
-            Job(recipe, run, display, roles, trackers, profiler).run(found, stop)
+        found, task, roles, trackers = _set_up(recipe, run)
+        with closing(roles), closing(trackers), finish_step_on_interrupt(display) as stop:
+            Job(recipe, run, display, task, roles, trackers).run(found, stop)
     return run.path
 
 
-def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Roles, Trackers]:
+def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Task, Roles, Trackers]:
     """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
     try:
         check_trackers(recipe)
         keep_freed_memory()
         found = run.latest()
-        return found, prepare(recipe), Trackers(recipe, run, after=found[0] if found else -1)
+        task = prepare(recipe)
+        roles = LocalRoles(recipe, task)
+        return found, task, roles, Trackers(recipe, run, after=found[0] if found else -1)
     except BadInput:
         if not run.resumed:
             discard(run.path)
@@ -89,21 +85,20 @@ class Job:
     recipe: AnyRecipe
     run_folder: RunFolder
     display: Display
+    task: Task
     roles: Roles
     trackers: Trackers
-    profiler: Profiler | None = None
     best: tuple[int, float] | None = None
 
     def run(self, found: Found | None, stop: Stop) -> None:
         """From the start, or from the checkpoint found, to the last step."""
         first = self._take_up(found)
         metrics = Metrics(self.run_folder.metrics)
-        with self.display.run(self.roles.total_steps, first):
+        with self.display.run(self.task.total_steps, first):
             if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
                 self._validate(0)
-            for step in range(first + 1, self.roles.total_steps + 1):
-                started, clock = time.perf_counter(), Clock(memory_by_phase=self.profiler is not None)
-                torch.manual_seed(_step_seed(self.recipe.train.seed, step))
+            for step in range(first + 1, self.task.total_steps + 1):
+                started, clock = time.perf_counter(), Clock(memory_by_phase=self.roles.profiler is not None)
                 rollouts, scores = self._collect(step, clock)
                 batch = Batch.of(self.recipe, rollouts, scores, exact=self.roles.sampler.exact)
                 updates, reports = self._update(step, batch, clock)
@@ -111,45 +106,49 @@ class Job:
                 metrics.append({"step": step, **figures})
                 self.trackers.log(step, figures)
                 self._keep_rollouts(step, rollouts, reports)
-                self.display.step(step, self.roles.total_steps, figures, time.perf_counter() - started)
-                if self.profiler is not None:
-                    self.profiler.step(batch, clock)
+                self.display.step(step, self.task.total_steps, figures, time.perf_counter() - started)
+                if self.roles.profiler is not None:
+                    self.roles.profiler.step(batch, clock)
                 self._validate_and_save(step, stop)
         self._finish()
 
     def _collect(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Scores | None]]:
         """The step's rollouts, graded, with their scores; for SFT, demonstrations without."""
-        indices = self.roles.order.indices(step - 1)
-        if self.roles.demonstrations is not None:
-            chosen = [self.roles.demonstrations[i] for i in indices]
+        indices = self.task.order.indices(step - 1)
+        if self.task.demonstrations is not None:
+            chosen = [self.task.demonstrations[i] for i in indices]
             return chosen, [None] * len(chosen)
         recipe, scorer = self.recipe, self.roles.scorer
         assert isinstance(recipe, SampledRecipe)
-        batch = self.roles.data.part(indices)
+        batch = self.task.data.part(indices)
         samples = recipe.sampler.samples_per_prompt
+        scoring = (
+            None
+            if scorer is None
+            else scorer.begin(
+                temperature=recipe.sampler.temperature,
+                keep_hidden=isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective),
+            )
+        )
         with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
             rollouts = sample_rollouts(
                 self.roles.sampler,
-                self.roles.student,
+                self.task.tokenizer,
                 batch,
                 recipe.sampler,
                 samples=samples,
                 max_response_tokens=recipe.data.max_response_tokens,
                 stream=(recipe.train.seed, TRAINING, step),
                 progress=bar.sampled,
+                finished=None if scoring is None else scoring.add,
             )
         with clock.phase("verify"):
             grade(rollouts)
         clock.tokens["sample"] = sum(len(r.response_ids) for r in rollouts)
-        if scorer is None:
+        if scoring is None:
             return rollouts, [None] * len(rollouts)
         with clock.phase("score"), self.display.phase("scoring", len(rollouts)) as bar:
-            scores = scorer.score(
-                rollouts,
-                temperature=recipe.sampler.temperature,
-                keep_hidden=isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective),
-                done=bar.rows,
-            )
+            scores = scoring.scores(rollouts, bar.rows)
         scored = zip(rollouts, scores, strict=True)
         clock.tokens["score"] = sum(len(r.response_ids) for r, score in scored if score is not None)
         return rollouts, scores
@@ -171,12 +170,15 @@ class Job:
                 before += len(part)
                 for i, report in zip(part, update.reports, strict=True):
                     reports[i] = reports[i] or report
+        if self.roles.apart:
+            with clock.phase("sync"):
+                self.roles.sync()
         learned = [batch.rollouts[i] for part in parts for i in part if batch.teaches(i)]
         clock.tokens["update"] = sum(len(r.response_ids) for r in learned)
         return updates, reports
 
     def _validate_and_save(self, step: int, stop: Stop) -> None:
-        last, section, best = step == self.roles.total_steps, self.recipe.validation, self.best
+        last, section, best = step == self.task.total_steps, self.recipe.validation, self.best
         if section is not None and (last or (section.every and step % section.every == 0)):
             self._validate(step)
         every = self.recipe.checkpoint.every
@@ -187,27 +189,22 @@ class Job:
             self.run_folder.save(step, self.roles.learner.save, state)
         if stop.requested and not last:
             self._show_profile()
-            raise Interrupted(f"stopped after step {step} of {self.roles.total_steps}; go on with --resume")
+            raise Interrupted(f"stopped after step {step} of {self.task.total_steps}; go on with --resume")
 
     def _validate(self, step: int) -> None:
         """Measures the student, and before training the teachers if the recipe asks for it."""
-        section, data, recipe = self.recipe.validation, self.roles.validation, self.recipe
+        section, data, recipe = self.recipe.validation, self.task.validation, self.recipe
         assert section is not None and data is not None
         limit = recipe.validation_response_tokens
-        models = [("student", self.roles.student, self.roles.sampler, data)]
-        if step == 0 and section.teachers and isinstance(recipe, OpdRecipe) and self.roles.scorer is not None:
-            for name, route in self.roles.scorer.routes.items():
-                seen = PromptSet(
-                    data.prompts,
-                    views.render(route.teacher.view, data.prompts, route.teacher.model.tokenizer),
-                )
-                teacher = route.teacher.model
-                models.append((f"teacher {name}", teacher, TorchSampler(teacher, VALIDATION_SLOTS), seen))
-        for name, model, sampler, prompts in models:
+        models = [("student", self.roles.sampler, data)]
+        if step == 0 and self.roles.scorer is not None:
+            for name, seen in self.task.seen_by.items():
+                models.append((f"teacher {name}", self.roles.scorer.sampler(name), seen))
+        for name, sampler, prompts in models:
             with self.display.phase(f"validating {name}", len(prompts) * section.samples_per_prompt) as bar:
                 rollouts = sample_rollouts(
                     sampler,
-                    model,
+                    self.task.tokenizer,
                     prompts,
                     section.sampling,
                     samples=section.samples_per_prompt,
@@ -217,8 +214,9 @@ class Job:
                 )
                 grade(rollouts)
                 kls: list[float | None] = [None] * len(rollouts)
-                if model is self.roles.student and self.roles.scorer is not None:
-                    kls = exact_kl(model, self.roles.scorer, rollouts, section.sampling.temperature)
+                if name == "student" and self.roles.scorer is not None:
+                    temperature, budget = section.sampling.temperature, recipe.train.tokens_per_micro_batch
+                    kls = exact_kl(self.roles.learner, self.roles.scorer, rollouts, temperature, budget)
             self._record_validation(summarize(step, name, rollouts, kls), rollouts)
 
     def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:
@@ -255,7 +253,7 @@ class Job:
         if (
             not tracking.rollouts_every
             or step % tracking.rollouts_every
-            or self.roles.demonstrations is not None
+            or self.task.demonstrations is not None
         ):
             return
         limit = tracking.rollouts_limit
@@ -268,7 +266,7 @@ class Job:
         )
 
     def _token_names(self, ids: list[int]) -> list[str]:
-        return list(self.roles.student.tokenizer.convert_ids_to_tokens(ids))
+        return list(self.task.tokenizer.convert_ids_to_tokens(ids))
 
     def _take_up(self, found: Found | None) -> int:
         """Puts everything back to the checkpoint found; returns its step, 0 without one."""
@@ -278,9 +276,11 @@ class Job:
         if found is not None:
             step, folder, state = found
             self.roles.learner.load(folder, state["updates"])
+            if self.roles.apart:
+                self.roles.sync()
             if state["best_step"] is not None:
                 self.best = (state["best_step"], state["best_score"])
-            self.display.say(f"resuming after step {step} of {self.roles.total_steps}")
+            self.display.say(f"resuming after step {step} of {self.task.total_steps}")
         for path in (self.run_folder.metrics, self.run_folder.validation):
             Metrics(path).rewind(step if found else -1)
         for folder in (self.run_folder.rollouts, *self.run_folder.validation_rollouts.glob("*")):
@@ -291,7 +291,8 @@ class Job:
         results = [Validation.from_entry(e) for e in read_metrics(self.run_folder.validation)]
         students = [r for r in results if r.model == "student"]
         last = students[-1] if students else None
-        export_student(self.roles.student, self.recipe, self.run_folder.student, self.roles.total_steps, last)
+        card = model_card(self.recipe, self.task.total_steps, last)
+        export_student(self.roles.learner, self.task.tokenizer, card, self.run_folder.student)
         if last is not None:
             rows = [("student before", s) for s in students[:1] if s.step == 0]
             rows += [(r.model, r) for r in results if r.model != "student"]
@@ -300,9 +301,9 @@ class Job:
         self.display.say(f"run folder: {self.run_folder.path}")
 
     def _show_profile(self) -> None:
-        if self.profiler is not None:
-            atomic_write(self.run_folder.profile, json.dumps(self.profiler.entry(), indent=1) + "\n")
-            self.display.profile(self.profiler.phases(), self.profiler.limits)
+        if self.roles.profiler is not None:
+            atomic_write(self.run_folder.profile, json.dumps(self.roles.profiler.entry(), indent=1) + "\n")
+            self.display.profile(self.roles.profiler.phases(), self.roles.profiler.limits)
 
     def _dump(self, step: int, error: NonFinite, rollouts: list[Rollout]) -> NonFinite:
         path = self.run_folder.path / f"failure-step-{step:08d}.jsonl"
@@ -321,7 +322,3 @@ class Job:
             f"rows involved: {path}"
         )
         return NonFinite(message, error.rows)
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1

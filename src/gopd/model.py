@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +28,9 @@ from gopd.logprobs import Projection
 from gopd.packing import Packed
 from gopd.rows import resolve
 from gopd.sections import LoraSection, ModelSpec
+from gopd.sharding import Ranks, Root, shard, whole
+
+T = TypeVar("T")
 
 
 class LanguageModel:
@@ -33,6 +38,7 @@ class LanguageModel:
 
     `module` is the whole model as Transformers knows it; `adapters`, when LoRA is on, the PEFT wrapper around it.
     With `narrow` the body computes in bfloat16 whatever the weights' dtype, and hidden states come in bfloat16.
+    `root` is set where ranks share the weights; what uses the head must then go through `together`.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class LanguageModel:
         self.name = name
         self.narrow = narrow
         self.adapters: Any = None
+        self.root: Root | None = None
         self.body = cast(nn.Module, module.get_decoder())
 
     @property
@@ -84,6 +91,42 @@ class LanguageModel:
         hidden = self.forward(packed.input_ids_T.unsqueeze(0), packed.position_ids_T.unsqueeze(0), layout)
         # Not by indexing: where places repeat, its backward adds in no fixed order.
         return Projection(hidden[0].index_select(0, packed.predicts_T), self.head_VD)
+
+    def together(self, call: Callable[[], T]) -> T:
+        """The result of a computation that uses body and head; weights that ranks share are whole inside."""
+        if self.root is None:
+            return call()
+        found = cast(T, self.root(call))
+        if not torch.is_grad_enabled():
+            cast(FSDPModule, self.root).reshard()  # otherwise the backward pass does
+        return found
+
+    def shard(self, ranks: Ranks, *, offload: bool) -> None:
+        """Keeps only this rank's part of the weights, and leaves the rest to the others."""
+        self.root = shard(self.module, ranks, narrow=self.narrow, offload=offload)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight by its Hugging Face name, whole and with adapters merged in, one at a time.
+
+        Where ranks share them all must go through it side by side.
+        """
+        for name, parameter in self.module.named_parameters():
+            layer, _, kind = name.rpartition(".base_layer.")
+            if layer:
+                yield f"{layer}.{kind}", self._merged(layer, kind, parameter)
+            elif ".lora_" not in name:
+                yield name, whole(parameter.detach())
+
+    def _merged(self, layer: str, kind: str, parameter: Tensor) -> Tensor:
+        """A weight or bias of a layer under an adapter: W + scaling · B A."""
+        base = whole(parameter.detach())
+        if kind != "weight":
+            return base
+        module: Any = self.module.get_submodule(layer)
+        (adapter,) = module.active_adapters
+        up, down = (whole(part[adapter].weight.detach()) for part in (module.lora_B, module.lora_A))
+        change: Tensor = module.scaling[adapter] * (up @ down)
+        return base + change
 
     def add_lora(self, lora: LoraSection, seed: int) -> None:
         """Freezes the weights and adds trainable low-rank adapters (PEFT), initialised from `seed`.
@@ -151,9 +194,7 @@ def load_model(
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(
-            f"{role}: cannot load model {spec.model!r}: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise _unloadable(spec, role, error) from error
     # Transformers fills what a checkpoint lacks with random numbers; here that is an error.
     if wrong := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
         raise BadInput(
@@ -179,24 +220,48 @@ def load_tokenizer(spec: ModelSpec, role: str) -> PreTrainedTokenizerBase:
             source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{role}: cannot load the tokenizer of {spec.model!r}: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise _unloadable(spec, role, error) from error
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model without its weights. `logits` is the size of its output."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    logits: int
+
+
+def describe(spec: ModelSpec, role: str) -> Description:
+    """A model's tokenizer and the figures of its configuration; BadInput, naming the role, when it is not there."""
+    config = load_config(spec, role)
+    tokenizer = load_tokenizer(spec, role)
+    logits = config.get_text_config().vocab_size
+    return Description(f"{role} ({spec.model})", tokenizer, _context_length(config), logits)
+
+
+def load_config(spec: ModelSpec, role: str) -> PreTrainedConfig:
+    """A model's configuration alone. Raises BadInput."""
+    source = model_source(spec, role)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable(spec, role, error) from error
+    _check_kind(config, role, spec.model)
+    return config
 
 
 def context_length(spec: ModelSpec, role: str) -> int:
     """The longest prompt + response of a model, from its configuration alone. Raises BadInput."""
-    source = model_source(spec, role)
-    try:
-        config = AutoConfig.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{role}: cannot load the configuration of {spec.model!r}: {' '.join(str(error).split())[:400]}"
-        ) from error
-    return _context_length(config)
+    return _context_length(load_config(spec, role))
+
+
+def _unloadable(spec: ModelSpec, role: str, error: Exception) -> BadInput:
+    return BadInput(f"{role}: cannot load model {spec.model!r}: {' '.join(str(error).split())[:400]}")
 
 
 def _context_length(config: PreTrainedConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,36 @@ def micro_batches(
         groups[place] += rows
         room[place] -= tokens
     return [sorted(group) for group in groups]
+
+
+def deal(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int, ranks: int
+) -> list[list[list[int]]]:
+    """Micro-batches for several ranks that compute side by side: rounds of one group of row numbers per rank.
+
+    Every rank has a group in every round, as they wait for each other; groups of a round have about as many tokens,
+    and where there are fewer rows than ranks some groups are empty. For one rank these are `micro_batches`.
+    """
+    if ranks == 1:
+        return [[group] for group in micro_batches(prompts, responses, budget)]
+    units = [unit for rows in shared_prompts(prompts) for unit in _units(rows, prompts, responses, budget)]
+    most = max(tokens for tokens, _ in units)
+    rounds = max(1, -(-sum(tokens for tokens, _ in units) // (budget * ranks)))
+    while True:
+        filled = _even(units, rounds * ranks)
+        if filled[0][0] <= max(budget, most):
+            break
+        rounds += 1
+    return [[sorted(rows) for _, rows in filled[i : i + ranks]] for i in range(0, len(filled), ranks)]
+
+
+def _even(units: list[tuple[int, list[int]]], count: int) -> list[tuple[int, list[int]]]:
+    """Units in so many groups of about as many tokens each, fullest first: longest units go to the emptiest group."""
+    heap: list[tuple[int, int, list[int]]] = [(0, i, []) for i in range(count)]
+    for tokens, rows in sorted(units, key=lambda unit: (-unit[0], unit[1][0])):
+        filled, place, group = heapq.heappop(heap)
+        heapq.heappush(heap, (filled + tokens, place, group + rows))
+    return sorted(((filled, group) for filled, _, group in heap), key=lambda group: -group[0])
 
 
 def _units(

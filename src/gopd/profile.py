@@ -11,9 +11,9 @@ from gopd.cost import Limits, ModelCost, Work, measure_limits
 from gopd.methods import opd
 from gopd.methods.batch import Batch
 from gopd.metrics import Clock
+from gopd.model import LanguageModel
 from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 from gopd.scorer import Scorer
-from gopd.setup import Roles
 from gopd.types import Rollout
 
 OVERHEAD = 0.5
@@ -44,23 +44,23 @@ class PhaseProfile:
 class Profiler:
     """Adds up steps of a run."""
 
-    def __init__(self, recipe: AnyRecipe, roles: Roles) -> None:
-        self.recipe, self.roles = recipe, roles
-        self.limits: Limits = measure_limits(roles.student.device)
+    def __init__(self, recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None) -> None:
+        self.recipe, self.student, self.scorer = recipe, student, scorer
+        self.limits: Limits = measure_limits(student.device)
         self._clocks: list[Clock] = []
         self._works: list[dict[str, Work]] = []
 
     def step(self, batch: Batch, clock: Clock) -> None:
         """Counts the work of a finished step; rollouts of one prompt stand side by side."""
-        recipe, student = self.recipe, ModelCost.of(self.roles.student)
+        recipe, student = self.recipe, ModelCost.of(self.student)
         samples = recipe.sampler.samples_per_prompt if isinstance(recipe, SampledRecipe) else 1
         learned = [batch.rollouts[i] for part in batch.parts() for i in part if batch.teaches(i)]
         works = {"update": student.update(*_lengths(learned), samples=samples)}
         if isinstance(recipe, SampledRecipe):
             slots = recipe.sampler.slots
             works["sample"] = student.sampling(*_lengths(batch.rollouts), samples=samples, slots=slots)
-        if self.roles.scorer is not None:
-            bodies, heads = scoring_work(self.roles.scorer, batch.rollouts, samples)
+        if self.scorer is not None:
+            bodies, heads = scoring_work(self.scorer, batch.rollouts, samples)
             in_update = isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective)
             works["score"] = bodies
             moved = "update" if in_update else "score"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from gopd import sandbox, views
 from gopd.data import load_prompts
 from gopd.errors import BadInput
-from gopd.model import LanguageModel
-from gopd.sampler import Progress, Request, Sampler
+from gopd.model import Description, LanguageModel
+from gopd.sampler import Progress, Request, Response, Sampler, nothing
 from gopd.sections import Overlong, SamplingSection, SourceSection, View
 from gopd.types import Prompt, Rollout
 from gopd.verify import grade_all
@@ -62,7 +62,9 @@ def prompt_set(
     return PromptSet(prompts, ids)
 
 
-def check_context(model: LanguageModel, ids: Sequence[Sequence[int]], max_response_tokens: int) -> None:
+def check_context(
+    model: LanguageModel | Description, ids: Sequence[Sequence[int]], max_response_tokens: int
+) -> None:
     """BadInput when the longest prompt and a full response do not fit the model's context."""
     longest = max(map(len, ids))
     if longest + max_response_tokens > model.context_length:
@@ -80,9 +82,13 @@ def check_sandbox(prompts: Sequence[Prompt], *, allow_unsandboxed: bool) -> None
         sandbox.isolation()
 
 
+Rolled = Callable[[int, Rollout], None]
+"""Called with a rollout's place in the batch as soon as it is finished."""
+
+
 def sample_rollouts(
     sampler: Sampler,
-    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
     batch: PromptSet,
     sampling: SamplingSection,
     *,
@@ -90,16 +96,23 @@ def sample_rollouts(
     max_response_tokens: int,
     stream: tuple[int, ...],
     progress: Progress,
+    finished: Rolled | None = None,
 ) -> list[Rollout]:
     """`samples` responses to every prompt. `stream` starts the key of every row's random numbers."""
     work = [(p, ids, n) for p, ids in zip(batch.prompts, batch.ids, strict=True) for n in range(samples)]
     requests = [Request(ids, (*stream, p.index, n), max_response_tokens) for p, ids, n in work]
-    responses = sampler.sample(requests, sampling, progress)
-    texts = model.tokenizer.batch_decode([r.ids for r in responses], skip_special_tokens=True)
-    return [
-        Rollout(p, n, ids, r.ids, r.logprobs_R, r.finished, text)
-        for (p, ids, n), r, text in zip(work, responses, texts, strict=True)
-    ]
+
+    def rollout(number: int, response: Response) -> Rollout:
+        prompt, ids, sample = work[number]
+        (text,) = tokenizer.batch_decode([response.ids], skip_special_tokens=True)
+        return Rollout(prompt, sample, ids, response.ids, response.logprobs_R, response.finished, text)
+
+    def hand_on(number: int, response: Response) -> None:
+        assert finished is not None
+        finished(number, rollout(number, response))
+
+    responses = sampler.sample(requests, sampling, progress, nothing if finished is None else hand_on)
+    return [rollout(number, response) for number, response in enumerate(responses)]
 
 
 def grade(rollouts: Sequence[Rollout]) -> None:
@@ -109,13 +122,15 @@ def grade(rollouts: Sequence[Rollout]) -> None:
         rollout.reward = reward
 
 
-def demonstrations(data: PromptSet, model: LanguageModel, limit: int) -> list[Rollout]:
+def demonstrations(
+    data: PromptSet, tokenizer: PreTrainedTokenizerBase, name: str, limit: int
+) -> list[Rollout]:
     """Rows with responses as rollouts, for SFT: the response's tokens and, if it ended, the end-of-sequence token."""
     texts = [p.response for p in data.prompts]
-    encoded = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    eos = model.tokenizer.eos_token_id
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token_id
     if eos is None:
-        raise BadInput(f"{model.name}: its tokenizer names no end-of-sequence token to train on")
+        raise BadInput(f"{name}: its tokenizer names no end-of-sequence token to train on")
     rollouts, cut = [], 0
     for prompt, prompt_ids, text, ids in zip(data.prompts, data.ids, texts, encoded, strict=True):
         assert text is not None

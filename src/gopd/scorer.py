@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from gopd.logprobs import Projection, Target
 from gopd.model import LanguageModel, load_model, model_source
 from gopd.packing import micro_batches, pack
 from gopd.recipe import OpdRecipe, SampledRecipe
+from gopd.roles import Done, Scoring, silent
+from gopd.sampler.torch import TorchSampler
 from gopd.sections import ModelSpec, ReferenceSection, View
 from gopd.types import Rollout, Scores
 
@@ -44,6 +47,10 @@ class Route:
     reward_scale: float
 
 
+TEACHER_SLOTS = 64
+"""Rows that a teacher decodes side by side."""
+
+
 class Scorer:
     """Teachers and references of a recipe.
 
@@ -65,13 +72,21 @@ class Scorer:
         else:
             self.routes[None] = Route(self._reference(recipe.reference, "reference"), None, 1.0)
 
+    def begin(self, *, temperature: float, keep_hidden: bool) -> Scoring:
+        """The scoring of a batch; here it waits until all rows are there, as sampling needs the processor."""
+        return _Whole(partial(self.score, temperature=temperature, keep_hidden=keep_hidden))
+
+    def sampler(self, teacher: str) -> TorchSampler:
+        """Lets a teacher answer."""
+        return TorchSampler(self.routes[teacher].teacher.model, TEACHER_SLOTS)
+
     def score(
         self,
         rollouts: Sequence[Rollout],
         *,
         temperature: float,
         keep_hidden: bool = False,
-        done: Callable[[int], None] = lambda rows: None,
+        done: Done = silent,
     ) -> list[Scores | None]:
         """Scores every rollout under its own route, in order; None for routes without a teacher.
 
@@ -170,6 +185,20 @@ class Scorer:
     def models(self) -> list[LanguageModel]:
         """The distinct frozen models in memory."""
         return list(self._loaded.values())
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Scores a batch when it is whole."""
+
+    score: Callable[..., list[Scores | None]]
+
+    def add(self, number: int, rollout: Rollout) -> None:
+        """Too early."""
+
+    def scores(self, rollouts: Sequence[Rollout], done: Done = silent) -> list[Scores | None]:
+        """Of the whole batch, in order."""
+        return self.score(rollouts, done=done)
 
 
 def _hidden(target: Target) -> tuple[Tensor, Tensor | None]:

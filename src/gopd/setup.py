@@ -1,4 +1,4 @@
-"""From a recipe to everything loaded and checked: what cannot work is refused here, before any work starts."""
+"""From a recipe to everything checked and loaded: what cannot work is refused here, before any work starts."""
 
 from __future__ import annotations
 
@@ -6,78 +6,114 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from gopd import views
 from gopd.errors import BadInput
-from gopd.learner import Learner
-from gopd.model import LanguageModel, load_model
+from gopd.learner import Heads, Learner
+from gopd.model import Description, LanguageModel, describe, load_model
 from gopd.order import PromptOrder
+from gopd.profile import Profiler
 from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
+from gopd.roles import Roles
 from gopd.rollouts import PromptSet, check_context, check_sandbox, demonstrations, prompt_set
-from gopd.sampler import Sampler
 from gopd.sampler.torch import TorchSampler
-from gopd.scorer import Scorer, Seat
+from gopd.scorer import Scorer
+from gopd.sections import ModelSpec, View
+from gopd.sharding import ALONE, Ranks
 from gopd.types import Rollout
-
-
-@dataclass
-class Roles:
-    """The actors and the data of one run.
-
-    `scorer` is None where no frozen model takes part: SFT, and GRPO without a KL. `demonstrations` are set for SFT.
-    """
-
-    student: LanguageModel
-    sampler: Sampler
-    scorer: Scorer | None
-    learner: Learner
-    data: PromptSet
-    demonstrations: list[Rollout] | None
-    validation: PromptSet | None
-    order: PromptOrder
-    total_steps: int
-
-
-def prepare(recipe: AnyRecipe) -> Roles:
-    """Loads models and data and checks that they fit together; raises BadInput when they do not."""
-    device, dtype = device_of(recipe)
-    narrow = dtype == torch.bfloat16
-    student = load_model(recipe.student, "student", device=device, dtype=torch.float32, narrow=narrow)
-    if recipe.student.lora is not None:
-        student.add_lora(recipe.student.lora, recipe.train.seed)
-    routes = (*recipe.teachers, *recipe.reward_routes) if isinstance(recipe, OpdRecipe) else ()
-    data, validation = _prompts(recipe, student, routes)
-    scorer = None
-    if isinstance(recipe, SampledRecipe):
-        _check_rewards(recipe, data)
-        if isinstance(recipe, OpdRecipe) or recipe.grpo.kl_weight > 0:
-            scorer = Scorer(recipe, student, device=device, dtype=dtype)
-            _check_seats(scorer, recipe, data, validation)
-    order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
-    steps = recipe.train.steps or order.steps(recipe.train.epochs or 1)
-    limit = recipe.data.max_response_tokens
-    return Roles(
-        student=student,
-        sampler=TorchSampler(
-            student, recipe.sampler.slots if isinstance(recipe, SampledRecipe) else VALIDATION_SLOTS
-        ),
-        scorer=scorer,
-        learner=_learner(recipe, student, scorer, steps * recipe.train.mini_batches * recipe.train.passes),
-        data=data,
-        demonstrations=demonstrations(data, student, limit) if recipe.method == "sft" else None,
-        validation=validation,
-        order=order,
-        total_steps=steps,
-    )
-
 
 VALIDATION_SLOTS = 64
 """Rows decoded side by side where the recipe has no sampler section, and for teachers."""
 
 
-def _prompts(
-    recipe: AnyRecipe, student: LanguageModel, routes: Sequence[str]
-) -> tuple[PromptSet, PromptSet | None]:
+@dataclass(frozen=True)
+class Task:
+    """What a run works on, found fit for its models without loading their weights.
+
+    `demonstrations` are set for SFT. `seen_by` has the validation prompts as each teacher sees them, where teachers are
+    measured too.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    data: PromptSet
+    demonstrations: list[Rollout] | None
+    validation: PromptSet | None
+    seen_by: dict[str, PromptSet]
+    order: PromptOrder
+    total_steps: int
+    longest: int
+    """Tokens of the longest prompt with a full response."""
+
+    def updates(self, recipe: AnyRecipe) -> int:
+        """Optimizer steps of the whole run."""
+        return self.total_steps * recipe.train.mini_batches * recipe.train.passes
+
+
+def prepare(recipe: AnyRecipe) -> Task:
+    """Reads data, tokenizers and configurations, and checks that they fit together; raises BadInput otherwise."""
+    student = describe(recipe.student, "student")
+    routes = (*recipe.teachers, *recipe.reward_routes) if isinstance(recipe, OpdRecipe) else ()
+    sets = _prompts(recipe, student, routes)
+    (data, limit), validation = sets[0], sets[1][0] if len(sets) > 1 else None
+    seats = frozen_models(recipe)
+    if isinstance(recipe, SampledRecipe):
+        _check_rewards(recipe, data)
+    described = {role: describe(seat.spec, role) for role, seat in seats.items()}
+    _check_seats(recipe, student, {role: (described[role], seat.view) for role, seat in seats.items()}, sets)
+    seen_by = {}
+    if recipe.validation is not None and recipe.validation.teachers and isinstance(recipe, OpdRecipe):
+        assert validation is not None
+        for name in recipe.teachers:
+            view, tokenizer = recipe.teacher_view(name), described[f"teacher {name}"].tokenizer
+            ids = views.render(view, validation.prompts, tokenizer)
+            seen_by[name] = PromptSet(validation.prompts, ids)
+    order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
+    return Task(
+        tokenizer=student.tokenizer,
+        data=data,
+        demonstrations=demonstrations(data, student.tokenizer, student.name, limit)
+        if recipe.method == "sft"
+        else None,
+        validation=validation,
+        seen_by=seen_by,
+        order=order,
+        total_steps=recipe.train.steps or order.steps(recipe.train.epochs or 1),
+        longest=max(max(map(len, prompts.ids)) + longest for prompts, longest in sets),
+    )
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model that a recipe names beside the student, and how it sees prompts."""
+
+    spec: ModelSpec
+    view: View
+
+
+def frozen_models(recipe: AnyRecipe) -> dict[str, FrozenModel]:
+    """Teachers and references of a recipe that are not the student's initial weights, by their role."""
+    found: dict[str, FrozenModel] = {}
+    if not isinstance(recipe, SampledRecipe):
+        return found
+    own = recipe.student.view
+    if not isinstance(recipe, OpdRecipe):
+        if recipe.reference is not None:
+            found["reference"] = FrozenModel(recipe.reference, recipe.reference.view or own)
+        return found
+    for name, teacher in recipe.teachers.items():
+        found[f"teacher {name}"] = FrozenModel(teacher, recipe.teacher_view(name))
+        reference = recipe.reference_of(name)
+        if reference is not None and recipe.reward_scale(name) != 1:
+            found[f"reference of {name}"] = FrozenModel(reference, reference.view or own)
+    return found
+
+
+Sets = Sequence[tuple[PromptSet, int]]
+"""Prompts with the response limit that goes with them: training, then validation if there is any."""
+
+
+def _prompts(recipe: AnyRecipe, student: Description, routes: Sequence[str]) -> Sets:
     limit, view = recipe.data.max_prompt_tokens, recipe.student.view
     data = prompt_set(
         recipe.data,
@@ -89,16 +125,16 @@ def _prompts(
         overlong=recipe.data.overlong,
         need_response=recipe.method == "sft",
     )
-    check_context(student, data.ids, recipe.data.max_response_tokens)
-    check_sandbox(data.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
-    if recipe.validation is None:
-        return data, None
-    validation = prompt_set(
-        recipe.validation, student.tokenizer, student.name, view, routes=routes, limit=limit
-    )
-    check_context(student, validation.ids, recipe.validation_response_tokens)
-    check_sandbox(validation.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
-    return data, validation
+    sets = [(data, recipe.data.max_response_tokens)]
+    if recipe.validation is not None:
+        validation = prompt_set(
+            recipe.validation, student.tokenizer, student.name, view, routes=routes, limit=limit
+        )
+        sets.append((validation, recipe.validation_response_tokens))
+    for prompts, longest in sets:
+        check_context(student, prompts.ids, longest)
+        check_sandbox(prompts.prompts, allow_unsandboxed=recipe.train.allow_unsandboxed)
+    return sets
 
 
 def _check_rewards(recipe: SampledRecipe, data: PromptSet) -> None:
@@ -114,37 +150,72 @@ def _check_rewards(recipe: SampledRecipe, data: PromptSet) -> None:
 
 
 def _check_seats(
-    scorer: Scorer, recipe: SampledRecipe, data: PromptSet, validation: PromptSet | None
+    recipe: AnyRecipe, student: Description, seats: dict[str, tuple[Description, View]], sets: Sets
 ) -> None:
     """One vocabulary for all; every view renders every row, and every model has room for it."""
-    seats: dict[str, Seat] = {}
-    for name, route in scorer.routes.items():
-        seats["reference" if name is None else f"teacher {name}"] = route.teacher
-        if route.reference is not None:
-            seats[f"reference of {name}"] = route.reference
-    models = {"student": scorer.student} | {name: seat.model for name, seat in seats.items()}
-    views.check_same_vocabulary({name: model.tokenizer for name, model in models.items()})
-    logits = len(scorer.student.head_VD)
-    for name, model in models.items():
-        if len(model.head_VD) != logits:
+    models = {"student": student} | {role: model for role, (model, _) in seats.items()}
+    views.check_same_vocabulary({role: model.tokenizer for role, model in models.items()})
+    for role, model in models.items():
+        if model.logits != student.logits:
             raise BadInput(
-                f"{name} has {len(model.head_VD)} logits, the student {logits}; "
+                f"{role} has {model.logits} logits, the student {student.logits}; "
                 "distillation compares whole distributions, so choose models with one vocabulary size"
             )
-    sets = [(data, recipe.data.max_response_tokens)]
-    if validation is not None:
-        sets.append((validation, recipe.validation_response_tokens))
-    for name, seat in seats.items():
-        views.check_view(seat.view, seat.model.tokenizer, name)
+    for role, (model, view) in seats.items():
+        views.check_view(view, model.tokenizer, role)
         for prompts, limit in sets:
-            own = seat.view == recipe.student.view
-            ids = prompts.ids if own else views.render(seat.view, prompts.prompts, seat.model.tokenizer)
-            check_context(seat.model, ids, limit)
+            own = view == recipe.student.view
+            check_context(
+                model, prompts.ids if own else views.render(view, prompts.prompts, model.tokenizer), limit
+            )
 
 
-def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, updates: int) -> Learner:
+class LocalRoles(Roles):
+    """All roles in this process; the embedded sampler decodes with the learner's own weights."""
+
+    learner: Learner
+    scorer: Scorer | None
+
+    def __init__(self, recipe: AnyRecipe, task: Task) -> None:
+        device, dtype = device_of(recipe)
+        student = load_student(recipe, device, dtype)
+        self.scorer = None
+        if isinstance(recipe, OpdRecipe) or (isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0):
+            self.scorer = Scorer(recipe, student, device=device, dtype=dtype)
+        self.sampler, self.apart = TorchSampler(student, slots_of(recipe)), False
+        heads = None if self.scorer is None else self.scorer.heads
+        self.learner = make_learner(recipe, student, heads, task.updates(recipe))
+        if recipe.tracking.profile:
+            self.profiler = Profiler(recipe, student, self.scorer)
+
+    def sync(self) -> None:
+        """Brings the sampler's weights up to the learner's."""
+        self.sampler.update(self.learner.weights())
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def load_student(recipe: AnyRecipe, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """The model that is trained, with its adapters; float32 weights whatever it computes in."""
+    narrow = dtype == torch.bfloat16
+    student = load_model(recipe.student, "student", device=device, dtype=torch.float32, narrow=narrow)
+    if recipe.student.lora is not None:
+        student.add_lora(recipe.student.lora, recipe.train.seed)
+    return student
+
+
+def slots_of(recipe: AnyRecipe) -> int:
+    """Rows that the embedded sampler decodes side by side."""
+    return recipe.sampler.slots if isinstance(recipe, SampledRecipe) else VALIDATION_SLOTS
+
+
+def make_learner(
+    recipe: AnyRecipe, student: LanguageModel, heads: Heads | None, updates: int, ranks: Ranks = ALONE
+) -> Learner:
+    """The learner as the recipe's method wants it; `updates` is the number of optimizer steps of the whole run."""
     if not isinstance(recipe, SampledRecipe):
-        return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation)
+        return Learner(recipe, student, total_steps=updates, aggregation=recipe.aggregation, ranks=ranks)
     objective = recipe.objective if isinstance(recipe, OpdRecipe) else None
     return Learner(
         recipe,
@@ -154,7 +225,8 @@ def _learner(recipe: AnyRecipe, student: LanguageModel, scorer: Scorer | None, u
         objective=objective,
         correction=recipe.correction,
         temperature=recipe.sampler.temperature,
-        heads=None if scorer is None else scorer.heads,
+        heads=heads,
+        ranks=ranks,
     )
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gopd.estimates import RESAMPLES, bootstrap_interval
-from gopd.logprobs import chunks
-from gopd.model import LanguageModel
-from gopd.objective import reverse_kl
-from gopd.packing import pack
 from gopd.recipe import SampledRecipe
-from gopd.scorer import Scorer
+from gopd.roles import Learner, Scorer
 from gopd.types import Rollout
 
 
@@ -131,24 +125,33 @@ def kl_interval(rollouts: Sequence[Rollout], kl_sums: Sequence[float]) -> tuple[
     return float(kl_B.sum() / tokens_B.sum()), float(low), float(high)
 
 
-@torch.no_grad()
+KL_BATCH = 4
+"""Micro-batches whose hidden states are there at a time."""
+
+
 def exact_kl(
-    student: LanguageModel, scorer: Scorer, rollouts: Sequence[Rollout], temperature: float
+    learner: Learner, scorer: Scorer, rollouts: Sequence[Rollout], temperature: float, budget: int
 ) -> list[float | None]:
     """Σ_t KL(S ‖ q_λ) of each rollout under its own route, over the whole vocabulary; None without a teacher.
 
-    With method grpo KL(S ‖ R), to the reference.
+    With method grpo KL(S ‖ R), to the reference. `budget` is the size of a micro-batch in tokens.
     """
-    sums: list[float | None] = [None] * len(rollouts)
-    for _, rows, target in scorer.targets(rollouts):
-        batch = [rollouts[i] for i in rows]
-        packed = pack([r.prompt_ids for r in batch], [r.response_ids for r in batch], student.device)
-        projection = student.project(packed)
-        parts: list[Tensor] = []
-        for chunk in chunks(projection, temperature):
-            ids_C = packed.targets_T[chunk.tokens]
-            target_CV, _ = target.chunk(ids_C, chunk.tokens, temperature, chunk.scratch)
-            parts.append(reverse_kl(chunk.logprobs_CV, chunk.probs_CV, target_CV)[0])
-        for i, kl_R in zip(rows, packed.split(torch.cat(parts)), strict=True):
-            sums[i] = float(kl_R.sum())
+    sums: list[float | None] = []
+    for part in _parts(rollouts, KL_BATCH * budget):
+        scoring = scorer.begin(temperature=temperature, keep_hidden=True)
+        found = learner.kl_to_target(part, scoring.scores(part), temperature)
+        sums += [found.get(i) for i in range(len(part))]
     return sums
+
+
+def _parts(rollouts: Sequence[Rollout], tokens: int) -> Iterator[list[Rollout]]:
+    """Consecutive rows of about so many tokens together."""
+    part, filled = list[Rollout](), 0
+    for rollout in rollouts:
+        part.append(rollout)
+        filled += len(rollout.prompt_ids) + len(rollout.response_ids)
+        if filled >= tokens:
+            yield part
+            part, filled = [], 0
+    if part:
+        yield part

@@ -46,7 +46,7 @@ class Batch:
         cut = [rows[start : start + size] for start in range(0, len(rows), size)]
         return cut * self.recipe.train.passes
 
-    def old_logprobs(self, compute: Callable[[list[Rollout]], list[Tensor]]) -> dict[int, Tensor]:
+    def old_logprobs(self, compute: Callable[[Sequence[Rollout]], dict[int, Tensor]]) -> dict[int, Tensor]:
         """The trainer's log-probs before any update, of rows whose loss has a ratio; to be asked for in time.
 
         Nothing is computed where there is one update only, or where the sampler's own log-probs will do.
@@ -56,7 +56,8 @@ class Batch:
         if len(parts) <= 1 or not rows:
             return {}
         if not self.exact:
-            return dict(zip(rows, compute([self.rollouts[i] for i in rows]), strict=True))
+            found = compute([self.rollouts[i] for i in rows])
+            return {row: found[place] for place, row in enumerate(rows)}
         known = {i: self.rollouts[i].sampler_logprobs_R for i in rows}
         return {i: logprobs_R for i, logprobs_R in known.items() if logprobs_R is not None}
 

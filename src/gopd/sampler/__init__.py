@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,4 +54,8 @@ class Sampler(Protocol):
         finished: Finished = nothing,
     ) -> list[Response]:
         """Answers every request, in order."""
+        ...
+
+    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes the learner's new weights, by their Hugging Face names; nothing to do where they are shared."""
         ...

@@ -9,7 +9,7 @@ and not on its batch-mates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +54,13 @@ class TorchSampler:
                     finished(number, flight.done[number])
                 progress(flight.finished, len(requests), flight.tokens)
         return flight.responses()
+
+    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies the learner's weights, for a model that is not the learner's very own."""
+        own = dict(self.model.module.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights:
+                own[name].copy_(weight)
 
 
 class _Flight:
