@@ -16,7 +16,7 @@ from gopd.loss import MicroBatchLoss
 from gopd.memory import keep_freed_memory, peak_memory_gb, restart_peak
 from gopd.packing import pack
 from gopd.sections import CorrectionSection, ObjectiveSection
-from gopd.types import Scores, TokenTerms
+from gopd.types import HiddenHere, Scores, TokenTerms
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "sampled": {},
@@ -54,7 +54,9 @@ def measure(tokens: int, vocabulary: int, settings: dict[str, Any], rounds: int 
     target = Target(Projection(hidden_TD.roll(1, 0), head_VD), reference, scale) if whole else None
 
     def once() -> Tensor:
-        scores = [Scores("t", 1.0, torch.zeros(tokens), teacher_hidden_RD=hidden_TD if whole else None)]
+        scores = [
+            Scores("t", 1.0, torch.zeros(tokens), hidden=HiddenHere(hidden_TD, None) if whole else None)
+        ]
         constant = torch.zeros(tokens) if whole else torch.full((tokens,), -8.0)
         terms = [TokenTerms(constant, 0.0 if whole else 1.0)]
         weight_T = torch.full((tokens,), 1 / tokens)

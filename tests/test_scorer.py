@@ -240,7 +240,7 @@ def test_scores_are_transformers_own_log_probs_of_each_view(
     for rollout, score in zip(rollouts, scores, strict=True):
         assert rollout.prompt.route is not None
         teacher, teacher_view, reference, reference_view = seen_as[rollout.prompt.route]
-        tokenizer = scorer.student.tokenizer
+        tokenizer = scorer.routes[rollout.prompt.route].teacher.model.tokenizer
         ids = [views.render(v, [rollout.prompt], tokenizer)[0] for v in (teacher_view, reference_view)]
         assert ids != [rollout.prompt_ids] * 2
         theirs, theirs_V = picked(teacher, rollout, ids[0], temperature)
@@ -248,7 +248,7 @@ def test_scores_are_transformers_own_log_probs_of_each_view(
         partition = (score.reward_scale * theirs_V + (1 - score.reward_scale) * base_V).exp().sum(-1).log()
         found = (score.teacher_logprobs_R, score.reference_logprobs_R, score.log_partition_R)
         assert_rows(found, (theirs, base, partition))
-        assert score.teacher_hidden_RD is None and score.reference_hidden_RD is None
+        assert score.hidden is None
 
 
 def test_hidden_states_and_heads_give_the_same_log_probs(
@@ -261,9 +261,11 @@ def test_hidden_states_and_heads_give_the_same_log_probs(
     plain = scorer.score(rollouts, temperature=1.0)
     for rollout, mine, theirs in zip(rollouts, hidden, plain, strict=True):
         teacher_head, reference_head = scorer.heads(mine.route)
+        assert mine.hidden is not None
+        teacher_RD, reference_RD = mine.hidden.states()
         sides = [
-            (mine.teacher_hidden_RD, teacher_head, theirs.teacher_logprobs_R),
-            (mine.reference_hidden_RD, reference_head, theirs.reference_logprobs_R),
+            (teacher_RD, teacher_head, theirs.teacher_logprobs_R),
+            (reference_RD, reference_head, theirs.reference_logprobs_R),
         ]
         for side_RD, head_VD, expected in sides:
             assert (side_RD is None) == (head_VD is None) == (expected is None)

@@ -212,7 +212,7 @@ class Learner:
         by_head: dict[str | None, list[int]] = {}
         for i in chosen:
             score = scores[i]
-            hidden = score is not None and score.teacher_hidden_RD is not None
+            hidden = score is not None and score.hidden is not None
             by_head.setdefault(score.route if score is not None and hidden else None, []).append(i)
         groups = []
         for rows in by_head.values():
@@ -268,12 +268,12 @@ class Learner:
 
     def _target(self, scores: list[Scores | None]) -> Target | None:
         first = scores[0] if scores else None
-        if first is None or first.teacher_hidden_RD is None:
+        if first is None or first.hidden is None:
             return None
         assert self.heads is not None
         teacher_head, reference_head = self.heads(first.route)
-        hidden = [(s.teacher_hidden_RD, s.reference_hidden_RD) for s in scores if s is not None]
-        teacher_TD = torch.cat([t for t, _ in hidden if t is not None])
+        hidden = [s.hidden.states() for s in scores if s is not None and s.hidden is not None]
+        teacher_TD = torch.cat([t for t, _ in hidden])
         reference = None
         if reference_head is not None:
             reference = Projection(torch.cat([r for _, r in hidden if r is not None]), reference_head)

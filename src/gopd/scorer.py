@@ -19,7 +19,7 @@ from gopd.recipe import OpdRecipe, SampledRecipe
 from gopd.roles import Done, Scoring, silent
 from gopd.sampler.torch import TorchSampler
 from gopd.sections import ModelSpec, ReferenceSection, View
-from gopd.types import Rollout, Scores
+from gopd.types import HiddenHere, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,20 @@ TEACHER_SLOTS = 64
 
 
 class Scorer:
-    """Teachers and references of a recipe.
+    """Teachers and references of a recipe; some `teachers` only where they are named.
 
+    The base under the `student`'s adapters serves as reference; where the student is elsewhere (None) it is loaded.
     `forwards` counts the rows that each model has seen, by model name, so that waste shows.
     """
 
     def __init__(
-        self, recipe: SampledRecipe, student: LanguageModel, *, device: torch.device, dtype: torch.dtype
+        self,
+        recipe: SampledRecipe,
+        student: LanguageModel | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        teachers: Sequence[str] | None = None,
     ) -> None:
         self._recipe = recipe
         self.student = student
@@ -68,7 +75,9 @@ class Scorer:
         self._without_teacher = {*recipe.reward_routes} if isinstance(recipe, OpdRecipe) else set[str]()
         self.routes: dict[str | None, Route] = {}
         if isinstance(recipe, OpdRecipe):
-            self.routes |= {name: self._route(recipe, name) for name in recipe.teachers}
+            self.routes |= {
+                n: self._route(recipe, n) for n in (recipe.teachers if teachers is None else teachers)
+            }
         else:
             self.routes[None] = Route(self._reference(recipe.reference, "reference"), None, 1.0)
 
@@ -100,10 +109,7 @@ class Scorer:
                 pieces = zip(*(_cut(h, lengths) for h in _hidden(target)), strict=True)
                 for i, (teacher_RD, reference_RD) in zip(rows, pieces, strict=True):
                     scores[i] = Scores(
-                        route,
-                        target.reward_scale,
-                        teacher_hidden_RD=teacher_RD,
-                        reference_hidden_RD=reference_RD,
+                        route, target.reward_scale, hidden=HiddenHere(teacher_RD, reference_RD)
                     )
             else:
                 ids_T = torch.tensor([t for i in rows for t in rollouts[i].response_ids], device=self._device)
@@ -171,7 +177,7 @@ class Scorer:
         view = self._recipe.student.view
         if spec is not None:
             return Seat(self._load(spec, role), spec.view or view)
-        if self.student.adapters is not None:
+        if self.student is not None and self.student.adapters is not None:
             return Seat(self.student, view, adapters_off=True)
         return Seat(self._load(self._recipe.student, "reference (student's initial weights)"), view)
 

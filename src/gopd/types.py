@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,14 +90,34 @@ class Rollout:
     reward: float | None = None
 
 
+class Hidden(Protocol):
+    """Final hidden states (after the last norm) at the response tokens of one rollout, wherever they are kept."""
+
+    def states(self) -> tuple[Tensor, Tensor | None]:
+        """Those of the teacher [R, D] and of the reference [R, D], None where λ = 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenHere:
+    """Hidden states in this process."""
+
+    teacher_RD: Tensor
+    reference_RD: Tensor | None
+
+    def states(self) -> tuple[Tensor, Tensor | None]:
+        """Those of the teacher and of the reference."""
+        return self.teacher_RD, self.reference_RD
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What a rollout's own teacher, and that teacher's reference, say about its response.
 
     `reference_logprobs_R` and `log_partition_R` (log Z of T^λ R^(1-λ), per position) are None when λ = 1: no
-    reference is consulted. Estimators that look at the whole vocabulary get hidden states (after the final norm)
-    instead of log-probs; the learner projects them with the scorer's heads and fills the log-probs in. With method
-    grpo there is a reference only, and no route.
+    reference is consulted. Estimators that look at the whole vocabulary get hidden states instead of log-probs; the
+    learner projects them with the scorer's heads and fills the log-probs in. With method grpo there is a reference
+    only, and no route.
     """
 
     route: str | None
@@ -105,8 +125,7 @@ class Scores:
     teacher_logprobs_R: Tensor | None = None
     reference_logprobs_R: Tensor | None = None
     log_partition_R: Tensor | None = None
-    teacher_hidden_RD: Tensor | None = None
-    reference_hidden_RD: Tensor | None = None
+    hidden: Hidden | None = None
 
 
 @dataclass(frozen=True, slots=True)
