@@ -108,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", metavar="RECIPE", help="YAML file; docs/recipe.md explains every key")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     train.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    train.add_argument(
+        "--cluster",
+        metavar="local|auto|ADDRESS",
+        help="run on Ray: on this machine, on the cluster this runs in, or on the one at an address",
+    )
     generate = commands.add_parser(
         "generate",
         help="let a recipe's teachers answer its prompts, as data for method sft",
@@ -206,7 +211,7 @@ def _train(options: argparse.Namespace) -> None:
     from gopd.loop import train
 
     _quiet_libraries()
-    train(recipe, resume=options.resume)
+    train(recipe, resume=options.resume, cluster=options.cluster)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -42,8 +43,13 @@ TRAINING, VALIDATION = 0, 1
 """First numbers of random streams, so that training and validation never share one."""
 
 
-def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = None) -> Path:
+def train(
+    recipe: AnyRecipe, *, resume: bool = False, cluster: str | None = None, display: Display | None = None
+) -> Path:
     """Runs a recipe and returns its run folder; the trained student is in `student/` inside.
+
+    With `cluster` the roles are actors on Ray: on this machine (`local`), on the cluster this runs in (`auto`), or on
+    the one at an address. Otherwise everything happens in this process.
 
     Raises BadInput before any work when the recipe cannot run, RunFailed when it cannot go on, and Interrupted
     after Ctrl-C, when the current step is finished and saved.
@@ -53,25 +59,35 @@ def train(recipe: AnyRecipe, *, resume: bool = False, display: Display | None = 
         if run.student.exists():  # it is written last
             display.say(f"this run is finished; its student is in {run.student}")
             return run.path
-        found, task, roles, trackers = _set_up(recipe, run)
+        found, task, roles, trackers = _set_up(recipe, run, cluster)
         with closing(roles), closing(trackers), finish_step_on_interrupt(display) as stop:
             Job(recipe, run, display, task, roles, trackers).run(found, stop)
     return run.path
 
 
-def _set_up(recipe: AnyRecipe, run: RunFolder) -> tuple[Found | None, Task, Roles, Trackers]:
+def _set_up(
+    recipe: AnyRecipe, run: RunFolder, cluster: str | None
+) -> tuple[Found | None, Task, Roles, Trackers]:
     """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
     try:
         check_trackers(recipe)
         keep_freed_memory()
         found = run.latest()
         task = prepare(recipe)
-        roles = LocalRoles(recipe, task)
+        roles = LocalRoles(recipe, task) if cluster is None else _on_cluster(recipe, task, cluster)
         return found, task, roles, Trackers(recipe, run, after=found[0] if found else -1)
     except BadInput:
         if not run.resumed:
             discard(run.path)
         raise
+
+
+def _on_cluster(recipe: AnyRecipe, task: Task, address: str) -> Roles:
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput("--cluster: ray is not installed; `pip install gopd[ray]`")
+    from gopd.cluster.roles import ClusterRoles
+
+    return ClusterRoles(recipe, task, address)
 
 
 Found = tuple[int, Path, dict[str, Any]]
@@ -172,7 +188,8 @@ class Job:
                     reports[i] = reports[i] or report
         if self.roles.apart:
             with clock.phase("sync"):
-                self.roles.sync()
+                self.roles.publish(step)
+                self.roles.adopt()
         learned = [batch.rollouts[i] for part in parts for i in part if batch.teaches(i)]
         clock.tokens["update"] = sum(len(r.response_ids) for r in learned)
         return updates, reports
@@ -277,7 +294,8 @@ class Job:
             step, folder, state = found
             self.roles.learner.load(folder, state["updates"])
             if self.roles.apart:
-                self.roles.sync()
+                self.roles.publish(step)
+                self.roles.adopt()
             if state["best_step"] is not None:
                 self.best = (state["best_step"], state["best_score"])
             self.display.say(f"resuming after step {step} of {self.task.total_steps}")

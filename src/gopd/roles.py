@@ -90,7 +90,7 @@ class Roles(ABC):
     """Those who carry a recipe out.
 
     `scorer` is None where no frozen model takes part: SFT, and GRPO without a KL. `apart`: the sampler has weights of
-    its own, which `sync` brings up to date. `profiler` is there when asked for.
+    its own, brought up to date by `publish` and `adopt`. `profiler` is there when asked for.
     """
 
     sampler: Sampler
@@ -100,8 +100,12 @@ class Roles(ABC):
     profiler: Profiler | None = None
 
     @abstractmethod
-    def sync(self) -> None:
-        """Brings the sampler's weights up to the learner's."""
+    def publish(self, version: int) -> None:
+        """Makes the learner's present weights, those after step `version`, ready for the sampler."""
+
+    @abstractmethod
+    def adopt(self) -> int:
+        """Gives the sampler the weights that were last made ready; returns their version."""
 
     @abstractmethod
     def close(self) -> None:

@@ -288,7 +288,9 @@ class ClusterSection(Section):
     max_restarts: NonNegative = 3
     """How often the job starts again from its last checkpoint when a learner rank or the driver is lost."""
     timeout: float = Field(default=1800.0, gt=0)
-    """Seconds after which an actor that has not answered counts as hung, and is replaced."""
+    """Seconds without an answer to a call after which an actor counts as hung, and is replaced."""
+    heartbeat: float = Field(default=60.0, gt=0)
+    """The same for the ping that a process answers while it works."""
 
 
 class CheckpointSection(Section):

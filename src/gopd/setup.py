@@ -179,6 +179,7 @@ class LocalRoles(Roles):
     def __init__(self, recipe: AnyRecipe, task: Task) -> None:
         device, dtype = device_of(recipe)
         student = load_student(recipe, device, dtype)
+        self._version = 0
         self.scorer = None
         if isinstance(recipe, OpdRecipe) or (isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0):
             self.scorer = Scorer(recipe, student, device=device, dtype=dtype)
@@ -188,9 +189,15 @@ class LocalRoles(Roles):
         if recipe.tracking.profile:
             self.profiler = Profiler(recipe, student, self.scorer)
 
-    def sync(self) -> None:
-        """Brings the sampler's weights up to the learner's."""
-        self.sampler.update(self.learner.weights())
+    def publish(self, version: int) -> None:
+        """The learner's weights are there for the sampler."""
+        self._version = version
+
+    def adopt(self) -> int:
+        """Gives the sampler the learner's weights."""
+        if self.apart:
+            self.sampler.update(self.learner.weights())
+        return self._version
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,0 +1,269 @@
+"""What runs in the processes of a cluster: a learner's rank, a sampling engine, a teacher with its reference.
+
+Weights and hidden states go from actor to actor through Ray's object store; the driver sees references only.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gopd.learner import Update
+from gopd.memory import keep_freed_memory
+from gopd.model import load_model
+from gopd.recipe import AnyRecipe, GrpoRecipe, OpdRecipe
+from gopd.sampler import Request, Response, Sampler
+from gopd.sampler.torch import TorchSampler
+from gopd.scorer import Scorer
+from gopd.sections import SamplingSection
+from gopd.setup import device_of, load_student, make_learner, slots_of
+from gopd.sharding import Ranks
+from gopd.types import HiddenHere, Rollout, Scores, TokenTerms
+
+BUCKET_BYTES = 2**29
+"""Weights travel in pieces of about this size."""
+
+REPORT_SECONDS = 0.2
+"""How often an engine tells what it has finished."""
+
+Weights = list[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a sampling stream carries: rows finished since the last piece, and tokens drawn in all."""
+
+    rows: list[tuple[int, Response]]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs: the driver's folder, and how many threads of a CPU are its own."""
+
+    folder: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class HiddenAway:
+    """Hidden states of some rows in the object store, and which of them are meant."""
+
+    reference: Any
+    row: int
+
+    def states(self) -> tuple[Tensor, Tensor | None]:
+        """Fetches them, wherever they are."""
+        rows: list[HiddenHere] = ray.get(self.reference)
+        return rows[self.row].states()
+
+
+class Actor:
+    """What all have in common."""
+
+    def __init__(self, recipe: AnyRecipe, place: Place) -> None:
+        os.chdir(place.folder)
+        torch.set_num_threads(place.threads)
+        keep_freed_memory()
+        self.recipe = recipe
+        self.device, self.dtype = device_of(recipe)
+
+    def ping(self) -> None:
+        """Answers from a thread of its own, for as long as the process runs at all."""
+
+    def ready(self) -> None:
+        """Answers when everything is loaded."""
+
+
+class LearnerRank(Actor):
+    """One of the processes that share the student."""
+
+    def __init__(self, recipe: AnyRecipe, place: Place, count: int, updates: int) -> None:
+        super().__init__(recipe, place)
+        self.count, self.total = count, updates
+        self.heads: dict[str | None, Any] = {}
+
+    def meeting(self) -> str:
+        """An address where the ranks can meet: this node's, with a free port."""
+        address: str = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return f"tcp://{address}:{probe.getsockname()[1]}"
+
+    def join(self, rank: int, meeting: str, heads: dict[str | None, Any]) -> None:
+        """Meets the others and loads this rank's part of the student; `heads` are references to frozen heads."""
+        self.rank = rank
+        os.environ["GLOO_SOCKET_IFNAME"] = _interface(ray.util.get_node_ip_address())
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.count)
+        student = load_student(self.recipe, self.device, self.dtype)
+        ranks = Ranks.joined(self.device)
+        student.shard(ranks, offload=self.recipe.cluster.offload)
+        self.heads = heads
+        self.learner = make_learner(self.recipe, student, self._heads, self.total, ranks)
+
+    def _heads(self, route: str | None) -> tuple[Tensor, Tensor | None]:
+        """Heads of a route's teacher and reference, fetched when they are first needed."""
+        if not isinstance(self.heads[route], tuple):
+            teacher_VD, reference_VD = ray.get(self.heads[route])
+            away = None if reference_VD is None else reference_VD.to(self.device)
+            self.heads[route] = (teacher_VD.to(self.device), away)
+        found: tuple[Tensor, Tensor | None] = self.heads[route]
+        return found
+
+    def update(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Scores | None],
+        terms: Sequence[TokenTerms | None],
+    ) -> Update:
+        """One optimizer step; reports of this rank's rows."""
+        return self.learner.update(rollouts, scores, terms)
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
+        """Of this rank's rows."""
+        return self.learner.logprobs(rollouts)
+
+    def kl_to_target(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], temperature: float
+    ) -> dict[int, float]:
+        """Of this rank's rows."""
+        return self.learner.kl_to_target(rollouts, scores, temperature)
+
+    def weights(self, dtype: torch.dtype) -> Iterator[Weights]:
+        """The student's weights in pieces, from the first rank; the others help to gather them."""
+        bucket: Weights = []
+        filled = 0
+        for name, weight in self.learner.weights():
+            if self.rank == 0:
+                bucket.append((name, weight.to("cpu", dtype)))
+                filled += bucket[-1][1].nbytes
+                if filled >= BUCKET_BYTES:
+                    yield bucket
+                    bucket, filled = [], 0
+        if bucket:
+            yield bucket
+
+    def save(self, folder: Path) -> None:
+        """Writes this rank's part of the checkpoint."""
+        self.learner.save(folder)
+
+    def load(self, folder: Path, updates: int) -> None:
+        """Takes up this rank's part of a checkpoint."""
+        self.learner.load(folder, updates)
+
+    def export(self, folder: Path) -> None:
+        """The first rank writes the student; the others help to gather it."""
+        self.learner.export(folder)
+
+    def sees(self, folder: Path) -> bool:
+        """Whether the run folder is there on this node."""
+        return folder.is_dir()
+
+
+class SamplingEngine(Actor):
+    """An engine with the student's weights."""
+
+    def __init__(self, recipe: AnyRecipe, place: Place, longest: int) -> None:
+        super().__init__(recipe, place)
+        self.sampler = make_sampler(recipe, longest)
+
+    def sample(self, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
+        """Responses as they are finished, with their requests' numbers, and how far the others are."""
+        yield from stream(self.sampler, requests, sampling)
+
+    def update(self, pieces: Sequence[Any]) -> None:
+        """Takes new weights, by references to their pieces."""
+        self.sampler.update(pair for piece in pieces for pair in ray.get(piece))
+
+
+class TeacherEngine(Actor):
+    """A teacher with its reference; for method grpo the reference alone."""
+
+    def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place, teacher: str | None) -> None:
+        super().__init__(recipe, place)
+        teachers = () if teacher is None else (teacher,)
+        self.scorer = Scorer(recipe, None, device=self.device, dtype=self.dtype, teachers=teachers)
+        self.teacher = teacher
+
+    def score(
+        self, rollouts: Sequence[Rollout], temperature: float, keep_hidden: bool
+    ) -> tuple[list[Scores | None], list[HiddenHere]]:
+        """Scores, and their hidden states apart, so that these can stay where they are."""
+        scores = self.scorer.score(rollouts, temperature=temperature, keep_hidden=keep_hidden)
+        hidden = [score.hidden for score in scores if score is not None and score.hidden is not None]
+        plain = [None if s is None else Scores(s.route, s.reward_scale, *_numbers(s)) for s in scores]
+        return plain, [HiddenHere(*(None if h is None else h.cpu() for h in row.states())) for row in hidden]  # type: ignore[arg-type]
+
+    def heads(self) -> tuple[Tensor, Tensor | None]:
+        """The heads [V, D] of teacher and reference."""
+        teacher_VD, reference_VD = self.scorer.heads(self.teacher)
+        return teacher_VD.cpu(), None if reference_VD is None else reference_VD.cpu()
+
+    def sample(self, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
+        """The teacher's own responses, as they are finished."""
+        assert self.teacher is not None
+        yield from stream(self.scorer.sampler(self.teacher), requests, sampling)
+
+
+def _numbers(scores: Scores) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return scores.teacher_logprobs_R, scores.reference_logprobs_R, scores.log_partition_R
+
+
+def make_sampler(recipe: AnyRecipe, longest: int) -> Sampler:
+    """The engine that the recipe asks for, with the student's initial weights of its own."""
+    device, dtype = device_of(recipe)
+    student = load_model(
+        recipe.student, "student", device=device, dtype=dtype, narrow=dtype == torch.bfloat16
+    )
+    return TorchSampler(student.freeze(), slots_of(recipe))
+
+
+def stream(sampler: Sampler, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
+    """Runs a sampler in a thread and passes on what it reports, every now and then."""
+    reports: queue.SimpleQueue[tuple[int, Response] | int | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            sampler.sample(
+                requests,
+                sampling,
+                lambda done, total, tokens: reports.put(tokens),
+                lambda number, response: reports.put((number, response)),
+            )
+            reports.put(None)
+        except BaseException as error:  # whatever it is, it is raised where it can be seen
+            reports.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    rows, tokens, told = list[tuple[int, Response]](), 0, time.monotonic()
+    while (report := reports.get()) is not None:
+        if isinstance(report, BaseException):
+            raise report
+        if isinstance(report, int):
+            tokens = report
+        else:
+            rows.append(report)
+        if time.monotonic() - told > REPORT_SECONDS:
+            yield Piece(rows, tokens)
+            rows, told = [], time.monotonic()
+    yield Piece(rows, tokens)
+
+
+def _interface(address: str) -> str:
+    """The network interface that an address of this node belongs to; loopback has many more than it lists."""
+    known: dict[str, list[Any]] = psutil.net_if_addrs()
+    return next((name for name, found in known.items() if any(a.address == address for a in found)), "lo")

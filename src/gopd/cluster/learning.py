@@ -1,0 +1,101 @@
+"""The ranks that share the student, as one learner. When one of them is lost, so is what all were doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from gopd.cluster.watch import Member, Watch, value
+from gopd.learner import NonFinite, Update
+from gopd.roles import Done, silent
+from gopd.sharding import first_known
+from gopd.types import Rollout, Scores, TokenTerms
+
+
+class LearnerGroup:
+    """Ranks that have met (`LearnerRank.join`)."""
+
+    def __init__(self, members: Sequence[Member], watch: Watch) -> None:
+        self.members, self.watch = members, watch
+        self.updates = 0
+
+    def update(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Scores | None],
+        terms: Sequence[TokenTerms | None],
+        done: Done = silent,
+    ) -> Update:
+        """One optimizer step on the whole of `rollouts`."""
+        updates = self._all(lambda rank, batch: rank.update.remote(*batch), (rollouts, scores, terms))
+        self.updates += 1
+        done(len(rollouts))
+        first: Update = updates[0]
+        return replace(first, reports=first_known([update.reports for update in updates]))
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
+        """The present weights' log-probs of every response, by row."""
+        parts = self._all(lambda rank, batch: rank.logprobs.remote(*batch), (rollouts,))
+        return {row: found for part in parts for row, found in part.items()}
+
+    def kl_to_target(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Scores | None], temperature: float
+    ) -> dict[int, float]:
+        """Σ_t KL(S ‖ q_λ), by row, of rows whose scores hold hidden states."""
+        parts = self._all(
+            lambda rank, batch: rank.kl_to_target.remote(*batch, temperature), (rollouts, scores)
+        )
+        return {row: found for part in parts for row, found in part.items()}
+
+    def _all(self, call: Callable[[Any, Sequence[Any]], Any], batch: Sequence[Any]) -> list[Any]:
+        """Every rank's answer to a call with the same batch, which travels to each node once.
+
+        A loss or gradient that is not finite is found by all ranks, each naming its own rows.
+        """
+        references = [ray.put(part) for part in batch]
+        calls = {call(member.handle, references): member for member in self.members}
+        found, spoiled = dict[str, Any](), list[NonFinite]()
+        for reference, member in self.watch.each(calls):
+            try:
+                found[member.name] = value(reference, member)
+            except NonFinite as error:
+                spoiled.append(error)
+        if spoiled:
+            raise NonFinite(str(spoiled[0]), sorted({row for error in spoiled for row in error.rows}))
+        return [found[member.name] for member in self.members]
+
+    def weights(self, dtype: torch.dtype) -> list[Any]:
+        """References to pieces of the present weights, in the object store."""
+        streams = [
+            member.handle.weights.options(num_returns="streaming").remote(dtype) for member in self.members
+        ]
+        pieces: list[list[Any]] = []
+        for stream, member in zip(streams, self.members, strict=True):
+            pieces.append([])
+            while True:
+                self.watch.ready({stream: member})
+                try:
+                    pieces[-1].append(next(stream))
+                except StopIteration:
+                    break
+        self.watch.all(self.members, lambda rank: rank.ready.remote())  # a lost rank ends a stream early, too
+        return pieces[0]
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its part."""
+        self.watch.all(self.members, lambda rank: rank.save.remote(folder.absolute()))
+
+    def load(self, folder: Path, updates: int) -> None:
+        """Every rank takes up its part."""
+        self.watch.all(self.members, lambda rank: rank.load.remote(folder.absolute(), updates))
+        self.updates = updates
+
+    def export(self, folder: Path) -> None:
+        """The first rank writes the student's weights and configuration."""
+        self.watch.all(self.members, lambda rank: rank.export.remote(folder.absolute()))

@@ -1,0 +1,92 @@
+"""Finding a cluster, or making one of this machine; and what a recipe needs of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import ray
+
+from gopd.cluster.placement import Plan
+from gopd.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+TESTED = ("2.55", "2.60")
+"""First and last minor version of Ray that this was tried with."""
+LEAST_SHARED_MEMORY = 512 * 2**20
+"""Bytes of shared memory below which Ray's object store has no room for weights and rollouts."""
+
+
+@contextmanager
+def joined(address: str, cores: int) -> Iterator[None]:
+    """Connected to a cluster while inside: `local` makes one of this machine, `auto` finds the one this runs in.
+
+    Ray counts cores, and a cluster made here has at least `cores`, however many there are. Raises BadInput when there
+    is no cluster to join.
+    """
+    _check_version()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        _check_shared_memory()
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens to this machine only
+    try:
+        ray.init(
+            address=address,
+            num_cpus=max(cores, os.cpu_count() or 1) if address == "local" else None,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="gopd",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"--cluster {address}: no Ray cluster to join ({' '.join(str(error).split())[:300]}); start one by "
+            "`ray start --head`, give its address, or use --cluster local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_version() -> None:
+    have = tuple(map(int, version("ray").split(".")[:2]))
+    low, high = (tuple(map(int, v.split("."))) for v in TESTED)
+    if not low <= have <= high:
+        log.warning("ray %s is outside the tested range, %s to %s", version("ray"), *TESTED)
+
+
+def _check_shared_memory() -> None:
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (free := shutil.disk_usage(shared).free) < LEAST_SHARED_MEMORY:
+        raise BadInput(
+            f"/dev/shm has {free / 2**20:.0f} MiB free, and Ray keeps weights and rollouts there; give it more than "
+            f"{LEAST_SHARED_MEMORY / 2**20:.0f} MiB (Docker: --shm-size=8g)"
+        )
+
+
+def has_gpus() -> bool:
+    """Whether any node of the cluster has one."""
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def check_devices(plan: Plan) -> None:
+    """BadInput when the cluster has fewer devices than the plan needs."""
+    have = ray.cluster_resources()
+    for kind in ("GPU", "CPU"):
+        if plan.total(kind) > have.get(kind, 0):
+            raise BadInput(
+                f"the cluster has {have.get(kind, 0):.0f} {kind}s, and the recipe needs {plan.total(kind)}: "
+                f"{plan.describe()}; lower cluster.learner_ranks, cluster.sampler_replicas or "
+                "cluster.scorers_per_teacher, set cluster.colocate, or add nodes"
+            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in plan.bundles:
+        if not any(all(node.get(kind, 0) >= count for kind, count in bundle.items()) for node in nodes):
+            raise BadInput(f"no node has {bundle} for one engine; lower sampler.vllm.tensor_parallel")

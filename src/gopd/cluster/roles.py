@@ -1,0 +1,123 @@
+"""All roles on a cluster: actors are placed, loaded, brought together, and ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+import torch
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from gopd.cluster.actors import LearnerRank, Place, SamplingEngine, TeacherEngine
+from gopd.cluster.learning import LearnerGroup
+from gopd.cluster.nodes import check_devices, has_gpus, joined
+from gopd.cluster.placement import Seat, plan
+from gopd.cluster.sampling import SamplerGroup
+from gopd.cluster.scoring import ScorerGroup
+from gopd.cluster.watch import HEALTH, Member, Watch, value
+from gopd.errors import BadInput
+from gopd.recipe import AnyRecipe, SampledRecipe
+from gopd.roles import Roles
+from gopd.setup import Task
+
+
+class ClusterRoles(Roles):
+    """Actor groups in the place of each role."""
+
+    learner: LearnerGroup
+    sampler: SamplerGroup
+
+    def __init__(self, recipe: AnyRecipe, task: Task, address: str) -> None:
+        _check(recipe)
+        section = recipe.cluster
+        self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
+        self._published: tuple[int, list[Any]] | None = None
+        self._adopted = 0
+        with ExitStack() as stack:
+            stack.enter_context(joined(address, plan(recipe, gpu=False).total("CPU")))
+            gpu = has_gpus() and recipe.train.device != "cpu"
+            self.plan = plan(recipe, gpu=gpu)
+            narrow = recipe.train.compute_dtype == "bfloat16" or (
+                recipe.train.compute_dtype == "auto" and gpu
+            )
+            self._dtype = torch.bfloat16 if narrow else torch.float32
+            check_devices(self.plan)
+            self._group = placement_group(self.plan.bundles, strategy="PACK")
+            if not self._group.wait(section.timeout):
+                raise BadInput(
+                    f"the cluster's devices are taken: {self.plan.describe()} did not get theirs within "
+                    f"{section.timeout:.0f} s"
+                )
+            self._start()
+            self._stack = stack.pop_all()
+
+    def _start(self) -> None:
+        """Makes all actors, waits until they are loaded, and brings the learner's ranks together."""
+        recipe, ranks, updates = self.recipe, len(self.plan.learner), self.task.updates(self.recipe)
+        learners = self._members("learner rank", LearnerRank, self.plan.learner, ranks, updates)
+        samplers = self._members("sampler", SamplingEngine, self.plan.samplers, self.task.longest)
+        scorers = {
+            route: self._members(f"scorer of {route}", TeacherEngine, seats, route)
+            for route, seats in self.plan.scorers.items()
+        }
+        everyone = [*learners, *samplers, *(m for group in scorers.values() for m in group)]
+        self.watch.all(everyone, lambda actor: actor.ready.remote())
+        heads = {route: group[0].handle.heads.remote() for route, group in scorers.items()}
+        (meeting,) = self.watch.all(learners[:1], lambda rank: rank.meeting.remote())
+        ranked = {m.handle.join.remote(i, meeting, heads): m for i, m in enumerate(learners)}
+        for reference, member in self.watch.each(ranked):
+            value(reference, member)
+        lora = recipe.student.lora is not None  # engines have adapters merged in, and round differently
+        self.learner = LearnerGroup(learners, self.watch)
+        self.sampler = SamplerGroup(samplers, self.watch, exact=self._dtype == torch.float32 and not lora)
+        self.scorer = (
+            ScorerGroup(scorers, self.watch, recipe.train.tokens_per_micro_batch) if scorers else None
+        )
+
+    def _members(self, name: str, actor: type, seats: Sequence[Seat], *arguments: Any) -> list[Member]:
+        """A group of actors, in their seats; on a CPU they share the cores, as they work at the same time."""
+        place = Place(os.getcwd(), max(1, (os.cpu_count() or 1) // max(1, len(seats))))
+        return [
+            Member(f"{name} {i}", self._maker(actor, seat, self.recipe, place, *arguments))
+            for i, seat in enumerate(seats)
+        ]
+
+    def _maker(self, actor: type, seat: Seat, *arguments: Any) -> Callable[[], Any]:
+        """What makes one actor, again and again, in its seat."""
+        kind = "GPU" if any("GPU" in bundle for bundle in self.plan.bundles) else "CPU"
+        amount = seat.share * self.plan.bundles[seat.bundle][kind]
+        remote = ray.remote(concurrency_groups={HEALTH: 1})(actor).options(
+            num_cpus=amount if kind == "CPU" else 0,
+            num_gpus=amount if kind == "GPU" else 0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=seat.bundle
+            ),
+        )
+        return lambda: remote.remote(*arguments)
+
+    def publish(self, version: int) -> None:
+        """Has the learner lay out its weights, those after step `version`, for samplers to take."""
+        self._published = (version, self.learner.weights(self._dtype))
+
+    def adopt(self) -> int:
+        """Lets samplers take the last weights that were laid out; returns their version."""
+        if self._published is not None:
+            self._adopted, pieces = self._published
+            self._published = None
+            self.sampler.adopt(pieces)
+        return self._adopted
+
+    def close(self) -> None:
+        """Ends all actors; leaves the cluster, or ends it where it was made for this."""
+        self._stack.close()
+
+
+def _check(recipe: AnyRecipe) -> None:
+    if not isinstance(recipe, SampledRecipe):
+        raise BadInput(f"method {recipe.method} has no sampler to place; run it without --cluster")
+    if recipe.tracking.profile:
+        raise BadInput("tracking.profile measures one process; leave it off with --cluster")

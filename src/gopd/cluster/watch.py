@@ -1,0 +1,115 @@
+"""Waiting for actors: what they return, what they raise, and what to do when they die or hang."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from gopd.errors import RunFailed
+
+HEALTH = "health"
+"""The concurrency group in which actors answer pings, whatever else they are doing."""
+TICK = 0.5
+"""Seconds between looks at actors that have not answered."""
+
+
+class Lost(RunFailed):
+    """An actor died or hung, and with it what it was doing."""
+
+
+class Member:
+    """One actor of a group, made by `make`, which makes its successor too."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self.name = name
+        self._make = make
+        self.replacements = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.handle = self._make()
+        self._ping: Any = self.handle.ready.remote()
+        self._loading = True
+        self._asked = self._heard = time.monotonic()
+
+    def replace(self) -> None:
+        """Puts a new actor in the place of one that is lost."""
+        self.end()
+        self.replacements += 1
+        self._start()
+
+    def end(self) -> None:
+        """Kills the actor, if it still lives."""
+        ray.kill(self.handle, no_restart=True)
+
+    def heard(self) -> None:
+        """It has just answered, or been asked anew."""
+        self._heard = time.monotonic()
+
+    def check(self, timeout: float, heartbeat: float) -> None:
+        """Kills an actor whose process answers no ping within `heartbeat`, or whose call takes over `timeout`.
+
+        While it loads its models it cannot answer, and only the longer limit counts.
+        """
+        now = time.monotonic()
+        if self._ping is None:
+            ping = self.handle.ping.options(concurrency_group=HEALTH)
+            self._ping, self._asked = ping.remote(), now
+        elif ray.wait([self._ping], timeout=0)[0]:
+            self._ping, self._loading = None, False
+        elif now - self._asked > heartbeat and not self._loading:
+            self.end()
+        if now - self._heard > timeout:
+            self.end()
+
+
+class Watch:
+    """Waits for calls of several actors, and kills those that hang; both limits in seconds."""
+
+    def __init__(self, timeout: float, heartbeat: float) -> None:
+        self.timeout, self.heartbeat = timeout, heartbeat
+
+    def ready(self, pending: Mapping[Any, Member]) -> Any:
+        """The next reference, of those given with their actors, that has a value or an error (or a stream's next)."""
+        while True:
+            found, _ = ray.wait(list(pending), num_returns=1, timeout=TICK, fetch_local=False)
+            if found:
+                pending[found[0]].heard()
+                return found[0]
+            for member in {id(m): m for m in pending.values()}.values():
+                member.check(self.timeout, self.heartbeat)
+
+    def each(self, calls: Mapping[Any, Member]) -> Iterator[tuple[Any, Member]]:
+        """References as they become ready, each with its actor."""
+        left = dict(calls)
+        for member in left.values():
+            member.heard()
+        while left:
+            reference = self.ready(left)
+            yield reference, left.pop(reference)
+
+    def all(self, members: Sequence[Member], call: Callable[[Any], Any]) -> list[Any]:
+        """What every actor's handle returns to a call, in order; the first error ends it. Raises Lost."""
+        calls = {call(member.handle): member for member in members}
+        values = {id(member): value(reference, member) for reference, member in self.each(calls)}
+        return [values[id(member)] for member in members]
+
+
+def value(reference: Any, member: Member) -> Any:
+    """A call's value; what it raised is raised here as it was. Raises Lost when the actor died."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayError):
+            raise Lost(f"{member.name} missed what another had: {_line(error.cause)}") from error
+        raise error.cause from error
+    except RayError as error:
+        raise Lost(f"{member.name} was lost: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
