@@ -393,7 +393,7 @@ def parity(monkeypatch: pytest.MonkeyPatch) -> None:
         for rollout in rollouts:
             rollout.reward = float(sum(rollout.response_ids) % 2 == 0)
 
-    monkeypatch.setattr("gopd.loop.grade", grade)
+    monkeypatch.setattr("gopd.collect.grade", grade)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,8 @@ def test_where_sampler_and_trainer_differ_the_weights_and_the_ratio_are_apart(
 def test_a_step_that_teaches_nothing_is_no_error(
     tmp_path: Path, student_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gopd.loop.grade", lambda rollouts: [setattr(r, "reward", 0.0) for r in rollouts])
+    for place in ("loop", "collect"):
+        monkeypatch.setattr(f"gopd.{place}.grade", lambda found: [setattr(r, "reward", 0.0) for r in found])
     held_out = write_rows(tmp_path / "held.jsonl", 4)
     tree = grpo_tree(tmp_path, student_folder, grpo={"drop_uniform": True}, tracking={"profile": True})
     tree["validation"] = {"files": [str(held_out)], "verifier": "math", "every": 2}

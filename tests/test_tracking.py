@@ -132,10 +132,12 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
             None,
         ],
         lambda ids: [f"<{i}>" for i in ids],
+        version=10,
     )
     sampled, other, demonstration = pq.read_table(path).to_pylist()
     assert sampled == {
         "step": 12,
+        "version": 10,
         "row": 17,
         "where": "train.jsonl:18",
         "sample": 2,

@@ -8,7 +8,7 @@ import torch
 from cells import ESTIMATORS, EXOPD, MATH, Place, distillation
 from torch import Tensor
 
-from gopd.loop import TRAINING
+from gopd.collect import TRAINING
 from gopd.methods.batch import Batch
 from gopd.methods.opd import needs_vocabulary
 from gopd.recipe import OpdRecipe

@@ -16,6 +16,7 @@ from gopd.errors import (
     Interrupted,
     RunFailed,
 )
+from gopd.supervise import supervise, supervised
 
 TRAIN_EXAMPLES = """examples:
   gopd train recipes/quickstart.yaml
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         if options.command == "train":
-            _train(options)
-        elif options.command == "generate":
+            return _train(options)
+        if options.command == "generate":
             _generate(options)
         elif options.command == "merge":
             _merge(options)
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     with_recipe = options.command in ("train", "generate")
     if rest and (not with_recipe or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -204,14 +206,17 @@ def _add_evaluation(commands: argparse._SubParsersAction[argparse.ArgumentParser
     compare.add_argument("b", metavar="B", help="another's")
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from gopd.recipe_file import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.cluster is not None and not supervised():
+        return supervise(options.arguments, recipe.cluster.max_restarts)
     from gopd.loop import train
 
     _quiet_libraries()
     train(recipe, resume=options.resume, cluster=options.cluster)
+    return EXIT_DONE
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -20,5 +20,9 @@ class RunFailed(RuntimeError):
     """A run that had started cannot go on. The message says why and what is safe on disk."""
 
 
+class Lost(RunFailed):
+    """A process of a cluster died or hung, and with it what the run was doing; it can go on from its checkpoint."""
+
+
 class Interrupted(Exception):
     """The user asked to stop; the current step was finished and saved."""

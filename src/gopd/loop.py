@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gopd.checkpoint import RunFolder
+from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
-from gopd.errors import BadInput, Interrupted
+from gopd.errors import BadInput, Interrupted, Lost
 from gopd.export import export_student, model_card
 from gopd.files import atomic_write, discard
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
 from gopd.memory import keep_freed_memory
-from gopd.methods import opd
 from gopd.methods.batch import Batch
 from gopd.metrics import Clock, step_metrics
-from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, SampledRecipe
 from gopd.roles import Roles
 from gopd.rollouts import grade, sample_rollouts
 from gopd.setup import LocalRoles, Task, prepare
@@ -36,11 +36,8 @@ from gopd.tracking import (
     rollouts_file,
     write_rollouts,
 )
-from gopd.types import Rollout, Scores, TokenReport
+from gopd.types import Rollout, TokenReport
 from gopd.validate import Validation, exact_kl, silent_domains, summarize
-
-TRAINING, VALIDATION = 0, 1
-"""First numbers of random streams, so that training and validation never share one."""
 
 
 def train(
@@ -59,10 +56,23 @@ def train(
         if run.student.exists():  # it is written last
             display.say(f"this run is finished; its student is in {run.student}")
             return run.path
-        found, task, roles, trackers = _set_up(recipe, run, cluster)
-        with closing(roles), closing(trackers), finish_step_on_interrupt(display) as stop:
-            Job(recipe, run, display, task, roles, trackers).run(found, stop)
+        for restart in range(recipe.cluster.max_restarts + 1):
+            try:
+                _run_once(recipe, run, display, cluster)
+                break
+            except Lost as error:
+                if restart == recipe.cluster.max_restarts:
+                    raise
+                run.resumed = True
+                display.say(f"warning: {error}; starting again from the last checkpoint")
     return run.path
+
+
+def _run_once(recipe: AnyRecipe, run: RunFolder, display: Display, cluster: str | None) -> None:
+    """From the last checkpoint, if there is one, to the end. Raises Lost when a process of a cluster is lost."""
+    found, task, roles, trackers = _set_up(recipe, run, cluster)
+    with closing(roles), closing(trackers), finish_step_on_interrupt(display) as stop:
+        Job(recipe, run, display, task, roles, trackers).run(found, stop)
 
 
 def _set_up(
@@ -113,61 +123,35 @@ class Job:
         with self.display.run(self.task.total_steps, first):
             if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
                 self._validate(0)
-            for step in range(first + 1, self.task.total_steps + 1):
-                started, clock = time.perf_counter(), Clock(memory_by_phase=self.roles.profiler is not None)
-                rollouts, scores = self._collect(step, clock)
-                batch = Batch.of(self.recipe, rollouts, scores, exact=self.roles.sampler.exact)
-                updates, reports = self._update(step, batch, clock)
-                figures = step_metrics(batch, updates) | clock.metrics()
-                metrics.append({"step": step, **figures})
-                self.trackers.log(step, figures)
-                self._keep_rollouts(step, rollouts, reports)
-                self.display.step(step, self.task.total_steps, figures, time.perf_counter() - started)
-                if self.roles.profiler is not None:
-                    self.roles.profiler.step(batch, clock)
-                self._validate_and_save(step, stop)
+            with closing(self._collector(first + 1)) as batches:
+                for step in range(first + 1, self.task.total_steps + 1):
+                    started = time.perf_counter()
+                    got = batches.take(step)
+                    batch = Batch.of(
+                        self.recipe, got.rollouts, got.scores, exact=self._exact(step, got.version)
+                    )
+                    updates, reports = self._update(step, batch, got.clock)
+                    if self.roles.apart:
+                        with got.clock.phase("sync"):
+                            self.roles.publish(step)
+                        batches.published(step)
+                    figures = step_metrics(batch, updates, step - 1 - got.version) | got.clock.metrics()
+                    metrics.append({"step": step, **figures})
+                    self.trackers.log(step, figures)
+                    self._keep_rollouts(step, got, reports)
+                    self.display.step(step, self.task.total_steps, figures, time.perf_counter() - started)
+                    if self.roles.profiler is not None:
+                        self.roles.profiler.step(batch, got.clock)
+                    self._validate_and_save(step, stop, batches)
         self._finish()
 
-    def _collect(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Scores | None]]:
-        """The step's rollouts, graded, with their scores; for SFT, demonstrations without."""
-        indices = self.task.order.indices(step - 1)
-        if self.task.demonstrations is not None:
-            chosen = [self.task.demonstrations[i] for i in indices]
-            return chosen, [None] * len(chosen)
-        recipe, scorer = self.recipe, self.roles.scorer
-        assert isinstance(recipe, SampledRecipe)
-        batch = self.task.data.part(indices)
-        samples = recipe.sampler.samples_per_prompt
-        scoring = (
-            None
-            if scorer is None
-            else scorer.begin(
-                temperature=recipe.sampler.temperature,
-                keep_hidden=isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective),
-            )
-        )
-        with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
-            rollouts = sample_rollouts(
-                self.roles.sampler,
-                self.task.tokenizer,
-                batch,
-                recipe.sampler,
-                samples=samples,
-                max_response_tokens=recipe.data.max_response_tokens,
-                stream=(recipe.train.seed, TRAINING, step),
-                progress=bar.sampled,
-                finished=None if scoring is None else scoring.add,
-            )
-        with clock.phase("verify"):
-            grade(rollouts)
-        clock.tokens["sample"] = sum(len(r.response_ids) for r in rollouts)
-        if scoring is None:
-            return rollouts, [None] * len(rollouts)
-        with clock.phase("score"), self.display.phase("scoring", len(rollouts)) as bar:
-            scores = scoring.scores(rollouts, bar.rows)
-        scored = zip(rollouts, scores, strict=True)
-        clock.tokens["score"] = sum(len(r.response_ids) for r, score in scored if score is not None)
-        return rollouts, scores
+    def _collector(self, first: int) -> Collector:
+        kind = AheadCollector if self.recipe.train.max_staleness else Collector
+        return kind(self.recipe, self.task, self.roles, self.display, first)
+
+    def _exact(self, step: int, version: int) -> bool:
+        """Whether the sampler's log-probs are those of the weights that the step begins with."""
+        return self.roles.sampler.exact and version == step - 1
 
     def _update(self, step: int, batch: Batch, clock: Clock) -> tuple[list[Update], list[TokenReport | None]]:
         """The step's optimizer steps, those after the first off-policy, and each rollout's first report."""
@@ -186,18 +170,15 @@ class Job:
                 before += len(part)
                 for i, report in zip(part, update.reports, strict=True):
                     reports[i] = reports[i] or report
-        if self.roles.apart:
-            with clock.phase("sync"):
-                self.roles.publish(step)
-                self.roles.adopt()
         learned = [batch.rollouts[i] for part in parts for i in part if batch.teaches(i)]
         clock.tokens["update"] = sum(len(r.response_ids) for r in learned)
         return updates, reports
 
-    def _validate_and_save(self, step: int, stop: Stop) -> None:
+    def _validate_and_save(self, step: int, stop: Stop, batches: Collector) -> None:
         last, section, best = step == self.task.total_steps, self.recipe.validation, self.best
         if section is not None and (last or (section.every and step % section.every == 0)):
-            self._validate(step)
+            with batches.paused():
+                self._validate(step)
         every = self.recipe.checkpoint.every
         new_best = self.recipe.checkpoint.keep_best and self.best != best
         if last or stop.requested or new_best or (every and step % every == 0):
@@ -265,7 +246,7 @@ class Job:
         }
         self.trackers.log(result.step, flat)
 
-    def _keep_rollouts(self, step: int, rollouts: list[Rollout], reports: list[TokenReport | None]) -> None:
+    def _keep_rollouts(self, step: int, got: Collected, reports: list[TokenReport | None]) -> None:
         tracking = self.recipe.tracking
         if (
             not tracking.rollouts_every
@@ -277,9 +258,10 @@ class Job:
         write_rollouts(
             rollouts_file(self.run_folder.rollouts, step),
             step,
-            rollouts[:limit],
+            got.rollouts[:limit],
             reports[:limit],
             self._token_names,
+            version=got.version,
         )
 
     def _token_names(self, ids: list[int]) -> list[str]:
@@ -295,7 +277,6 @@ class Job:
             self.roles.learner.load(folder, state["updates"])
             if self.roles.apart:
                 self.roles.publish(step)
-                self.roles.adopt()
             if state["best_step"] is not None:
                 self.best = (state["best_step"], state["best_score"])
             self.display.say(f"resuming after step {step} of {self.task.total_steps}")

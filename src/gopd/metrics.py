@@ -51,10 +51,11 @@ class Clock:
         return seconds | rates | {"memory/peak_gb": max(self.peak_gb.values())}
 
 
-def step_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]:
+def step_metrics(batch: Batch, updates: Sequence[Update], staleness: int = 0) -> dict[str, float]:
     """Figures of one step: losses, advantages and gaps per teacher, groups, lengths, rewards per data source.
 
-    Where nothing was learned from any rollout, those of the loss are left out.
+    Where nothing was learned from any rollout, those of the loss are left out. `staleness` is how many steps older the
+    weights that sampled are than those that the step begins with.
     """
     rollouts = batch.rollouts
     reports = [report for update in updates for report in update.reports if report is not None]
@@ -72,6 +73,8 @@ def step_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]:
         "response_tokens/max": max(lengths),
         "truncated": _mean([not r.finished for r in rollouts]),
     }
+    if batch.recipe.train.max_staleness:
+        figures["staleness"] = staleness
     figures |= _teacher_metrics(reports) | _correction_metrics(reports) | _reward_metrics(batch, reports)
     for source in sorted({r.prompt.data_source for r in rollouts}):
         rewards = [r.reward for r in rollouts if r.prompt.data_source == source and r.reward is not None]

@@ -177,9 +177,13 @@ class LocalRoles(Roles):
     scorer: Scorer | None
 
     def __init__(self, recipe: AnyRecipe, task: Task) -> None:
+        if recipe.train.max_staleness:
+            raise BadInput(
+                "train.max_staleness lets sampling and training overlap, which needs --cluster; set it to 0"
+            )
         device, dtype = device_of(recipe)
         student = load_student(recipe, device, dtype)
-        self._version = 0
+        self._version = self._adopted = 0
         self.scorer = None
         if isinstance(recipe, OpdRecipe) or (isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0):
             self.scorer = Scorer(recipe, student, device=device, dtype=dtype)
@@ -195,9 +199,10 @@ class LocalRoles(Roles):
 
     def adopt(self) -> int:
         """Gives the sampler the learner's weights."""
-        if self.apart:
+        if self.apart and self._adopted != self._version:
             self.sampler.update(self.learner.weights())
-        return self._version
+        self._adopted = self._version
+        return self._adopted
 
     def close(self) -> None:
         """Nothing was started."""

@@ -64,13 +64,18 @@ def write_rollouts(
     rollouts: Sequence[Rollout],
     reports: Sequence[TokenReport | None],
     tokens: Callable[[list[int]], list[str]],
+    *,
+    version: int | None = None,
 ) -> None:
     """Writes one Parquet file, a row per rollout, with lists of one number per response token.
 
-    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids.
+    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids. `version` is the step
+    after which the weights that sampled were taken.
     Raises RunFailed when the disk refuses.
     """
-    rows = [_row(step, *parts, tokens) for parts in zip(rollouts, reports, strict=True)]
+    rows = [
+        _row(step, *parts, tokens) | {"version": version} for parts in zip(rollouts, reports, strict=True)
+    ]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), buffer, compression="zstd")
     atomic_write(path, buffer.getvalue().to_pybytes())
@@ -93,6 +98,7 @@ _PER_TOKEN = pa.list_(pa.float32())
 ROLLOUT_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
+        ("version", pa.int64()),
         ("row", pa.int64()),
         ("where", pa.string()),
         ("sample", pa.int64()),

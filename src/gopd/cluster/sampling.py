@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gopd.cluster.actors import Piece
-from gopd.cluster.watch import Lost, Member, Watch, value
-from gopd.errors import RunFailed
+from gopd.cluster.watch import Member, Watch, value
+from gopd.errors import Lost, RunFailed
 from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sections import SamplingSection
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from gopd.cluster.actors import HiddenAway
 from gopd.cluster.sampling import SamplerGroup
-from gopd.cluster.watch import Lost, Member, Watch, value
-from gopd.errors import RunFailed
+from gopd.cluster.watch import Member, Watch, value
+from gopd.errors import Lost, RunFailed
 from gopd.roles import Done, silent
 from gopd.types import Rollout, Scores
 

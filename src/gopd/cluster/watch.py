@@ -9,16 +9,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from gopd.errors import RunFailed
+from gopd.errors import Lost
 
 HEALTH = "health"
 """The concurrency group in which actors answer pings, whatever else they are doing."""
 TICK = 0.5
 """Seconds between looks at actors that have not answered."""
-
-
-class Lost(RunFailed):
-    """An actor died or hung, and with it what it was doing."""
 
 
 class Member:
