@@ -43,12 +43,12 @@ class WorkerExtension:
 
 
 @dataclass
-class FileInit(WeightTransferInitInfo):
+class FileInit(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing is to be agreed on before the first file."""
 
 
 @dataclass
-class FileUpdate(WeightTransferUpdateInfo):
+class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """A safetensors file with some of the weights, under the names of the Hugging Face model."""
 
     file: str
@@ -76,7 +76,7 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):  # type: ignore[
         """Raises ValueError when the update left parameters of the engine's model as they were."""
         finalize_layerwise_reload(self.model, self.model_config)
         for layer in self.model.modules():
-            # A head tied to the embeddings has got no weights of its own, and a CPU multiplies by a copy, laid out anew.
+            # A tied head gets no weights of its own, and on a CPU it multiplies by a copy in another layout.
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
         if missing := {name for name, _ in self.model.named_parameters()} - self.loaded:
