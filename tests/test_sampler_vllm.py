@@ -65,7 +65,7 @@ def start(folder: Path, **section: Any) -> VllmSampler:
 @pytest.fixture(scope="module")
 def started(folder: Path) -> Iterator[VllmSampler]:
     before = process_state()
-    sampler = start(folder, sleep=True)
+    sampler = start(folder, sleep=True, max_batched_tokens=20)
     assert process_state() == before, "vLLM has left traces in the learner's process"
     yield sampler
     sampler.close()
@@ -313,7 +313,7 @@ def test_prefixes_of_old_weights_are_not_used(
 def test_an_update_without_some_weight_is_an_error(parallel: VllmSampler, two_heads_folder: Path) -> None:
     weights = dict(load(two_heads_folder).module.named_parameters())
     del weights["model.norm.weight"]
-    with pytest.raises(RuntimeError, match=r"1 weights were not sent, the first is model\.norm\.weight"):
+    with pytest.raises(RunFailed, match=r"1 weights were not sent, the first is model\.norm\.weight"):
         parallel.update(weights.items())
 
 

@@ -75,11 +75,15 @@ class VllmSampler:
             import vllm.envs
 
             vllm.envs.disable_envs_cache()  # what an earlier engine of this process was started with
-            options: dict[str, Any] = {"gpu_memory_utilization": section.memory_share}
+            options: dict[str, Any] = {
+                "gpu_memory_utilization": section.memory_share,
+                "max_num_batched_tokens": section.max_batched_tokens,
+            }
             if device.type == "cpu":
                 # Seeded rows whose prompt comes in pieces are an error in vLLM's CPU runner.
                 options = {
                     "kv_cache_memory_bytes": cache_bytes(spec, section, max_tokens, dtype),
+                    "max_num_batched_tokens": max(section.max_batched_tokens, max_tokens),
                     "enable_chunked_prefill": False,
                 }
             self._llm = vllm.LLM(
@@ -94,7 +98,6 @@ class VllmSampler:
                 seed=seed % 2**32,
                 max_model_len=max_tokens,
                 max_num_seqs=section.max_sequences,
-                max_num_batched_tokens=max(section.max_batched_tokens, max_tokens),
                 tensor_parallel_size=section.tensor_parallel,
                 distributed_executor_backend="mp",
                 worker_extension_cls="gopd.sampler.vllm_worker.WorkerExtension",
@@ -117,7 +120,7 @@ class VllmSampler:
         progress: Progress,
         finished: Finished = nothing,
     ) -> list[Response]:
-        """Answers every request, in order. Raises RunFailed when a log-prob is not finite."""
+        """Answers every request, in order. Raises RunFailed when a log-prob is not finite or a worker is lost."""
         engine = self._llm.llm_engine
         ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
@@ -130,7 +133,9 @@ class VllmSampler:
                     prompt = {"prompt_token_ids": request.prompt_ids}
                     engine.add_request(str(number), prompt, self._parameters(request, sampling))
                 while engine.has_unfinished_requests():
-                    for output in engine.step():
+                    with _workers():
+                        outputs = engine.step()
+                    for output in outputs:
                         number, (part,) = int(output.request_id), output.outputs
                         ids[number] += part.token_ids
                         logprobs[number] += part.logprobs.logprobs
@@ -151,8 +156,9 @@ class VllmSampler:
 
         They come on any device and in any dtype, all of them (tied ones once), and may be made one by one: no more
         than CHUNK_BYTES and one tensor are held at a time. Prefixes cached with the old weights are forgotten.
+        Raises RunFailed when weights are missing, unknown or of another shape; the engine is then of no use.
         """
-        with self._awake(), tempfile.TemporaryDirectory(dir=_shared_memory()) as folder:
+        with self._awake(), _workers(), tempfile.TemporaryDirectory(dir=_shared_memory()) as folder:
             self._llm.start_weight_update()
             for number, chunk in enumerate(self._chunks(weights)):
                 file = Path(folder) / f"{number}.safetensors"
@@ -160,8 +166,8 @@ class VllmSampler:
                 self._llm.update_weights({"update_info": {"file": str(file)}})
                 file.unlink()
             self._llm.finish_weight_update()
-            if not self._llm.reset_prefix_cache():
-                raise RunFailed("vLLM kept prefixes of the old weights: rows were in flight during an update")
+            emptied = self._llm.reset_prefix_cache()
+            assert emptied, "rows in flight during an update"
 
     def close(self) -> None:
         """Ends the workers and frees their memory; the sampler is of no use afterwards."""
@@ -174,10 +180,8 @@ class VllmSampler:
             yield
             return
         self._llm.wake_up()
-        try:
-            yield
-        finally:
-            self._llm.sleep(level=1)
+        yield
+        self._llm.sleep(level=1)
 
     def _parameters(self, request: Request, sampling: SamplingSection) -> Any:
         from vllm import SamplingParams
@@ -216,6 +220,15 @@ def _response(ids: list[int], logprobs: list[float], ended: bool) -> Response:
         raise RunFailed("sampling: the model's logits are not finite; its weights have diverged")
     assert len(ids) == len(logprobs)
     return Response(ids, logprobs_R, ended)
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[None]:
+    """Inside, vLLM's workers compute; what they raise comes as a RuntimeError, and leaves as RunFailed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunFailed(f"vLLM's workers have failed: {error}; VLLM_LOGGING_LEVEL=INFO shows more") from error
 
 
 def _shared_memory() -> str | None:
