@@ -1,4 +1,4 @@
-"""Two Ray nodes that are hosts of their own: network namespaces joined by a cable, or addresses of the loopback device."""
+"""Two Ray nodes that are hosts of their own: network namespaces joined by a cable, or loopback addresses."""
 
 from __future__ import annotations
 

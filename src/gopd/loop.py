@@ -23,7 +23,7 @@ from gopd.learner import NonFinite, Update
 from gopd.memory import keep_freed_memory
 from gopd.methods.batch import Batch
 from gopd.metrics import Clock, step_metrics
-from gopd.recipe import AnyRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, SampledRecipe, SftRecipe
 from gopd.roles import Roles
 from gopd.rollouts import grade, sample_rollouts
 from gopd.setup import LocalRoles, Task, prepare
@@ -95,6 +95,10 @@ def _set_up(
 def _on_cluster(recipe: AnyRecipe, task: Task, address: str) -> Roles:
     if importlib.util.find_spec("ray") is None:
         raise BadInput("--cluster: ray is not installed; `pip install gopd[ray]`")
+    if isinstance(recipe, SftRecipe):
+        raise BadInput("method sft has no sampler to place on a cluster; run it without --cluster")
+    if recipe.tracking.profile:
+        raise BadInput("tracking.profile measures one process; leave it off with --cluster")
     from gopd.cluster.roles import ClusterRoles
 
     return ClusterRoles(recipe, task, address)

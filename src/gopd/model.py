@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -65,13 +66,7 @@ class LanguageModel:
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a response: the generation config's, else the tokenizer's."""
-        generation = self.module.generation_config
-        own = generation.eos_token_id if generation is not None else None
-        ids = own if isinstance(own, list) else [own]
-        found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
-        if not found:
-            raise BadInput(f"{self.name}: no end-of-sequence token in its generation config or tokenizer")
-        return sorted(found)
+        return _eos_ids(self.module.generation_config, self.tokenizer, self.name)
 
     @property
     def context_length(self) -> int:
@@ -230,16 +225,37 @@ class Description:
 
     name: str
     tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig
     context_length: int
     logits: int
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a response."""
+        return _eos_ids(self.generation, self.tokenizer, self.name)
 
 
 def describe(spec: ModelSpec, role: str) -> Description:
     """A model's tokenizer and the figures of its configuration; BadInput, naming the role, when it is not there."""
     config = load_config(spec, role)
     tokenizer = load_tokenizer(spec, role)
+    try:
+        generation = GenerationConfig.from_pretrained(
+            model_source(spec, role), revision=spec.revision or "main"
+        )
+    except OSError:  # the model has none
+        generation = GenerationConfig.from_model_config(config)
     logits = config.get_text_config().vocab_size
-    return Description(f"{role} ({spec.model})", tokenizer, _context_length(config), logits)
+    return Description(f"{role} ({spec.model})", tokenizer, generation, _context_length(config), logits)
+
+
+def _eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    own = None if generation is None else generation.eos_token_id
+    ids = own if isinstance(own, list) else [own]
+    found = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+    if not found:
+        raise BadInput(f"{name}: no end-of-sequence token in its generation config or tokenizer")
+    return sorted(found)
 
 
 def load_config(spec: ModelSpec, role: str) -> PreTrainedConfig:

@@ -14,10 +14,13 @@ from gopd.learner import Heads, Learner
 from gopd.model import Description, LanguageModel, describe, load_model
 from gopd.order import PromptOrder
 from gopd.profile import Profiler
-from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, OpdRecipe, Recipe, SampledRecipe
 from gopd.roles import Roles
 from gopd.rollouts import PromptSet, check_context, check_sandbox, demonstrations, prompt_set
+from gopd.sampler import Sampler
 from gopd.sampler.torch import TorchSampler
+from gopd.sampler.vllm import VllmSampler
+from gopd.sampler.vllm_setup import check_vllm
 from gopd.scorer import Scorer
 from gopd.sections import ModelSpec, View
 from gopd.sharding import ALONE, Ranks
@@ -36,6 +39,7 @@ class Task:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    eos_ids: list[int]
     data: PromptSet
     demonstrations: list[Rollout] | None
     validation: PromptSet | None
@@ -71,6 +75,7 @@ def prepare(recipe: AnyRecipe) -> Task:
     order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
     return Task(
         tokenizer=student.tokenizer,
+        eos_ids=student.eos_ids,
         data=data,
         demonstrations=demonstrations(data, student.tokenizer, student.name, limit)
         if recipe.method == "sft"
@@ -182,12 +187,17 @@ class LocalRoles(Roles):
                 "train.max_staleness lets sampling and training overlap, which needs --cluster; set it to 0"
             )
         device, dtype = device_of(recipe)
+        if isinstance(recipe, SampledRecipe) and recipe.sampler.engine == "vllm":
+            check_vllm(recipe.student, recipe.sampler.vllm, device)
         student = load_student(recipe, device, dtype)
         self._version = self._adopted = 0
         self.scorer = None
         if isinstance(recipe, OpdRecipe) or (isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0):
             self.scorer = Scorer(recipe, student, device=device, dtype=dtype)
-        self.sampler, self.apart = TorchSampler(student, slots_of(recipe)), False
+        self.sampler: Sampler = TorchSampler(student, slots_of(recipe))
+        self.apart = False
+        if isinstance(recipe, SampledRecipe) and recipe.sampler.engine == "vllm":
+            self.sampler, self.apart = vllm_sampler(recipe, task.eos_ids, task.longest), True
         heads = None if self.scorer is None else self.scorer.heads
         self.learner = make_learner(recipe, student, heads, task.updates(recipe))
         if recipe.tracking.profile:
@@ -205,7 +215,23 @@ class LocalRoles(Roles):
         return self._adopted
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Ends the engine, where it has processes of its own."""
+        if isinstance(self.sampler, VllmSampler):
+            self.sampler.close()
+
+
+def vllm_sampler(recipe: SampledRecipe, eos_ids: list[int], longest: int) -> VllmSampler:
+    """An engine with the student's initial weights, for rows of at most `longest` tokens."""
+    device, dtype = device_of(recipe)
+    return VllmSampler(
+        recipe.student,
+        eos_ids,
+        recipe.sampler.vllm,
+        max_tokens=longest,
+        device=device,
+        dtype=dtype,
+        seed=recipe.train.seed,
+    )
 
 
 def load_student(recipe: AnyRecipe, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -242,7 +268,7 @@ def make_learner(
     )
 
 
-def device_of(recipe: AnyRecipe) -> tuple[torch.device, torch.dtype]:
+def device_of(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
     """Where models live, and the dtype of the frozen ones."""
     return choose_device(recipe.train.device, recipe.train.compute_dtype)
 

@@ -24,12 +24,12 @@ from torch import Tensor
 from gopd.learner import Update
 from gopd.memory import keep_freed_memory
 from gopd.model import load_model
-from gopd.recipe import AnyRecipe, GrpoRecipe, OpdRecipe
+from gopd.recipe import GrpoRecipe, OpdRecipe
 from gopd.sampler import Request, Response, Sampler
 from gopd.sampler.torch import TorchSampler
 from gopd.scorer import Scorer
 from gopd.sections import SamplingSection
-from gopd.setup import device_of, load_student, make_learner, slots_of
+from gopd.setup import device_of, load_student, make_learner, slots_of, vllm_sampler
 from gopd.sharding import Ranks
 from gopd.types import HiddenHere, Rollout, Scores, TokenTerms
 
@@ -52,10 +52,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs: the driver's folder, and how many threads of a CPU are its own."""
+    """Where an actor runs: the driver's folder, and which of how many of its group it is; they share a CPU's cores."""
 
     folder: str
-    threads: int
+    index: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,26 @@ class HiddenAway:
 class Actor:
     """What all have in common."""
 
-    def __init__(self, recipe: AnyRecipe, place: Place) -> None:
+    def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place) -> None:
         os.chdir(place.folder)
-        torch.set_num_threads(place.threads)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.count))
         keep_freed_memory()
-        self.recipe = recipe
+        self.recipe, self.place = recipe, place
         self.device, self.dtype = device_of(recipe)
 
     def ping(self) -> None:
         """Answers from a thread of its own, for as long as the process runs at all."""
 
-    def ready(self) -> None:
-        """Answers when everything is loaded."""
+    def load(self) -> None:
+        """Loads what it works with; the first call that an actor gets."""
 
 
 class LearnerRank(Actor):
     """One of the processes that share the student."""
 
-    def __init__(self, recipe: AnyRecipe, place: Place, count: int, updates: int) -> None:
+    def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place, updates: int) -> None:
         super().__init__(recipe, place)
-        self.count, self.total = count, updates
+        self.rank, self.total = place.index, updates
         self.heads: dict[str | None, Any] = {}
 
     def meeting(self) -> str:
@@ -103,12 +104,11 @@ class LearnerRank(Actor):
             probe.bind((address, 0))
             return f"tcp://{address}:{probe.getsockname()[1]}"
 
-    def join(self, rank: int, meeting: str, heads: dict[str | None, Any]) -> None:
+    def join(self, meeting: str, heads: dict[str | None, Any]) -> None:
         """Meets the others and loads this rank's part of the student; `heads` are references to frozen heads."""
-        self.rank = rank
         os.environ["GLOO_SOCKET_IFNAME"] = _interface(ray.util.get_node_ip_address())
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.count)
+        dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.place.count)
         student = load_student(self.recipe, self.device, self.dtype)
         ranks = Ranks.joined(self.device)
         student.shard(ranks, offload=self.recipe.cluster.offload)
@@ -161,7 +161,7 @@ class LearnerRank(Actor):
         """Writes this rank's part of the checkpoint."""
         self.learner.save(folder)
 
-    def load(self, folder: Path, updates: int) -> None:
+    def restore(self, folder: Path, updates: int) -> None:
         """Takes up this rank's part of a checkpoint."""
         self.learner.load(folder, updates)
 
@@ -177,9 +177,30 @@ class LearnerRank(Actor):
 class SamplingEngine(Actor):
     """An engine with the student's weights."""
 
-    def __init__(self, recipe: AnyRecipe, place: Place, longest: int) -> None:
+    def __init__(
+        self, recipe: OpdRecipe | GrpoRecipe, place: Place, eos_ids: list[int], longest: int
+    ) -> None:
         super().__init__(recipe, place)
-        self.sampler = make_sampler(recipe, longest)
+        self.eos_ids, self.longest = eos_ids, longest
+
+    def load(self) -> None:
+        """Starts the engine that the recipe asks for, with the student's initial weights."""
+        if self.recipe.sampler.engine == "vllm":
+            self._own_cores()
+            self.sampler: Sampler = vllm_sampler(self.recipe, self.eos_ids, self.longest)
+            return
+        narrow = self.dtype == torch.bfloat16
+        student = load_model(
+            self.recipe.student, "student", device=self.device, dtype=self.dtype, narrow=narrow
+        )
+        self.sampler = TorchSampler(student.freeze(), slots_of(self.recipe))
+
+    def _own_cores(self) -> None:
+        """On a CPU vLLM binds its threads to cores: engines on one machine must not all take the same."""
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[self.place.index :: self.place.count]
+        if self.device.type == "cpu" and len(mine) >= self.recipe.sampler.vllm.tensor_parallel:
+            os.sched_setaffinity(0, mine)
 
     def sample(self, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
         """Responses as they are finished, with their requests' numbers, and how far the others are."""
@@ -195,9 +216,12 @@ class TeacherEngine(Actor):
 
     def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place, teacher: str | None) -> None:
         super().__init__(recipe, place)
-        teachers = () if teacher is None else (teacher,)
-        self.scorer = Scorer(recipe, None, device=self.device, dtype=self.dtype, teachers=teachers)
         self.teacher = teacher
+
+    def load(self) -> None:
+        """Loads the models."""
+        teachers = () if self.teacher is None else (self.teacher,)
+        self.scorer = Scorer(self.recipe, None, device=self.device, dtype=self.dtype, teachers=teachers)
 
     def score(
         self, rollouts: Sequence[Rollout], temperature: float, keep_hidden: bool
@@ -221,15 +245,6 @@ class TeacherEngine(Actor):
 
 def _numbers(scores: Scores) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return scores.teacher_logprobs_R, scores.reference_logprobs_R, scores.log_partition_R
-
-
-def make_sampler(recipe: AnyRecipe, longest: int) -> Sampler:
-    """The engine that the recipe asks for, with the student's initial weights of its own."""
-    device, dtype = device_of(recipe)
-    student = load_model(
-        recipe.student, "student", device=device, dtype=dtype, narrow=dtype == torch.bfloat16
-    )
-    return TorchSampler(student.freeze(), slots_of(recipe))
 
 
 def stream(sampler: Sampler, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:

@@ -84,7 +84,7 @@ class LearnerGroup:
                     pieces[-1].append(next(stream))
                 except StopIteration:
                     break
-        self.watch.all(self.members, lambda rank: rank.ready.remote())  # a lost rank ends a stream early, too
+        self.watch.all(self.members, lambda rank: rank.ping.remote())  # a lost rank ends a stream early, too
         return pieces[0]
 
     def save(self, folder: Path) -> None:
@@ -93,7 +93,7 @@ class LearnerGroup:
 
     def load(self, folder: Path, updates: int) -> None:
         """Every rank takes up its part."""
-        self.watch.all(self.members, lambda rank: rank.load.remote(folder.absolute(), updates))
+        self.watch.all(self.members, lambda rank: rank.restore.remote(folder.absolute(), updates))
         self.updates = updates
 
     def export(self, folder: Path) -> None:

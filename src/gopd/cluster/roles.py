@@ -20,7 +20,7 @@ from gopd.cluster.sampling import SamplerGroup
 from gopd.cluster.scoring import ScorerGroup
 from gopd.cluster.watch import HEALTH, Member, Watch, value
 from gopd.errors import BadInput
-from gopd.recipe import AnyRecipe, SampledRecipe
+from gopd.recipe import GrpoRecipe, OpdRecipe
 from gopd.roles import Roles
 from gopd.setup import Task
 
@@ -31,8 +31,7 @@ class ClusterRoles(Roles):
     learner: LearnerGroup
     sampler: SamplerGroup
 
-    def __init__(self, recipe: AnyRecipe, task: Task, address: str) -> None:
-        _check(recipe)
+    def __init__(self, recipe: OpdRecipe | GrpoRecipe, task: Task, address: str) -> None:
         section = recipe.cluster
         self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
         self._published: tuple[int, list[Any]] | None = None
@@ -57,33 +56,33 @@ class ClusterRoles(Roles):
 
     def _start(self) -> None:
         """Makes all actors, waits until they are loaded, and brings the learner's ranks together."""
-        recipe, ranks, updates = self.recipe, len(self.plan.learner), self.task.updates(self.recipe)
-        learners = self._members("learner rank", LearnerRank, self.plan.learner, ranks, updates)
-        samplers = self._members("sampler", SamplingEngine, self.plan.samplers, self.task.longest)
+        recipe, task = self.recipe, self.task
+        learners = self._members("learner rank", LearnerRank, self.plan.learner, task.updates(recipe))
+        samplers = self._members("sampler", SamplingEngine, self.plan.samplers, task.eos_ids, task.longest)
         scorers = {
             route: self._members(f"scorer of {route}", TeacherEngine, seats, route)
             for route, seats in self.plan.scorers.items()
         }
         everyone = [*learners, *samplers, *(m for group in scorers.values() for m in group)]
-        self.watch.all(everyone, lambda actor: actor.ready.remote())
+        for reference, member in self.watch.each({m.loaded: m for m in everyone}):
+            value(reference, member)
         heads = {route: group[0].handle.heads.remote() for route, group in scorers.items()}
         (meeting,) = self.watch.all(learners[:1], lambda rank: rank.meeting.remote())
-        ranked = {m.handle.join.remote(i, meeting, heads): m for i, m in enumerate(learners)}
-        for reference, member in self.watch.each(ranked):
-            value(reference, member)
+        self.watch.all(learners, lambda rank: rank.join.remote(meeting, heads))
         lora = recipe.student.lora is not None  # engines have adapters merged in, and round differently
         self.learner = LearnerGroup(learners, self.watch)
-        self.sampler = SamplerGroup(samplers, self.watch, exact=self._dtype == torch.float32 and not lora)
+        exact = recipe.sampler.engine == "torch" and self._dtype == torch.float32 and not lora
+        self.sampler = SamplerGroup(samplers, self.watch, exact=exact)
         self.scorer = (
             ScorerGroup(scorers, self.watch, recipe.train.tokens_per_micro_batch) if scorers else None
         )
 
     def _members(self, name: str, actor: type, seats: Sequence[Seat], *arguments: Any) -> list[Member]:
-        """A group of actors, in their seats; on a CPU they share the cores, as they work at the same time."""
-        place = Place(os.getcwd(), max(1, (os.cpu_count() or 1) // max(1, len(seats))))
+        """A group of actors, in their seats."""
+        places = [Place(os.getcwd(), i, len(seats)) for i in range(len(seats))]
         return [
-            Member(f"{name} {i}", self._maker(actor, seat, self.recipe, place, *arguments))
-            for i, seat in enumerate(seats)
+            Member(f"{name} {place.index}", self._maker(actor, seat, self.recipe, place, *arguments))
+            for place, seat in zip(places, seats, strict=True)
         ]
 
     def _maker(self, actor: type, seat: Seat, *arguments: Any) -> Callable[[], Any]:
@@ -114,10 +113,3 @@ class ClusterRoles(Roles):
     def close(self) -> None:
         """Ends all actors; leaves the cluster, or ends it where it was made for this."""
         self._stack.close()
-
-
-def _check(recipe: AnyRecipe) -> None:
-    if not isinstance(recipe, SampledRecipe):
-        raise BadInput(f"method {recipe.method} has no sampler to place; run it without --cluster")
-    if recipe.tracking.profile:
-        raise BadInput("tracking.profile measures one process; leave it off with --cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from gopd.errors import Lost
+
+log = logging.getLogger(__name__)
 
 HEALTH = "health"
 """The concurrency group in which actors answer pings, whatever else they are doing."""
@@ -23,19 +26,19 @@ class Member:
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
         self.name = name
         self._make = make
-        self.replacements = 0
         self._start()
 
     def _start(self) -> None:
         self.handle = self._make()
-        self._ping: Any = self.handle.ready.remote()
+        self._ping: Any = self.handle.load.remote()
+        self.loaded = self._ping
         self._loading = True
         self._asked = self._heard = time.monotonic()
 
     def replace(self) -> None:
         """Puts a new actor in the place of one that is lost."""
+        log.warning("%s was lost; another takes its place", self.name)
         self.end()
-        self.replacements += 1
         self._start()
 
     def end(self) -> None:
