@@ -88,7 +88,10 @@ class Collector:
         assert isinstance(recipe, SampledRecipe)
         hidden = isinstance(recipe, OpdRecipe) and opd.needs_vocabulary(recipe.objective)
         temperature, samples = recipe.sampler.temperature, recipe.sampler.samples_per_prompt
-        scoring = None if scorer is None else scorer.begin(temperature=temperature, keep_hidden=hidden)
+        scoring = None
+        if scorer is not None:
+            routes = [prompt.route for prompt in batch.prompts for _ in range(samples)]
+            scoring = scorer.begin(routes, temperature=temperature, keep_hidden=hidden)
         with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
 
             def progress(done: int, total: int, tokens: int) -> None:

@@ -39,8 +39,11 @@ class Scoring(Protocol):
 class Scorer(Protocol):
     """Teachers and references."""
 
-    def begin(self, *, temperature: float, keep_hidden: bool) -> Scoring:
-        """With `keep_hidden` scores hold hidden states, for the learner to project, in place of log-probs."""
+    def begin(self, routes: Sequence[str | None], *, temperature: float, keep_hidden: bool) -> Scoring:
+        """The scoring of a batch whose rows have these routes.
+
+        With `keep_hidden` scores hold hidden states, for the learner to project, in place of log-probs.
+        """
         ...
 
     def sampler(self, teacher: str) -> Sampler:

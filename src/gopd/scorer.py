@@ -81,7 +81,7 @@ class Scorer:
         else:
             self.routes[None] = Route(self._reference(recipe.reference, "reference"), None, 1.0)
 
-    def begin(self, *, temperature: float, keep_hidden: bool) -> Scoring:
+    def begin(self, routes: Sequence[str | None], *, temperature: float, keep_hidden: bool) -> Scoring:
         """The scoring of a batch; here it waits until all rows are there, as sampling needs the processor."""
         return _Whole(partial(self.score, temperature=temperature, keep_hidden=keep_hidden))
 

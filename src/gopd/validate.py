@@ -138,7 +138,7 @@ def exact_kl(
     """
     sums: list[float | None] = []
     for part in _parts(rollouts, KL_BATCH * budget):
-        scoring = scorer.begin(temperature=temperature, keep_hidden=True)
+        scoring = scorer.begin([r.prompt.route for r in part], temperature=temperature, keep_hidden=True)
         found = learner.kl_to_target(part, scoring.scores(part), temperature)
         sums += [found.get(i) for i in range(len(part))]
     return sums

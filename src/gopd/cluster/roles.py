@@ -73,9 +73,7 @@ class ClusterRoles(Roles):
         self.learner = LearnerGroup(learners, self.watch)
         exact = recipe.sampler.engine == "torch" and self._dtype == torch.float32 and not lora
         self.sampler = SamplerGroup(samplers, self.watch, exact=exact)
-        self.scorer = (
-            ScorerGroup(scorers, self.watch, recipe.train.tokens_per_micro_batch) if scorers else None
-        )
+        self.scorer = ScorerGroup(scorers, self.watch) if scorers else None
 
     def _members(self, name: str, actor: type, seats: Sequence[Seat], *arguments: Any) -> list[Member]:
         """A group of actors, in their seats."""

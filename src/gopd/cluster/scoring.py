@@ -13,21 +13,21 @@ from gopd.errors import Lost, RunFailed
 from gopd.roles import Done, silent
 from gopd.types import Rollout, Scores
 
+PARTS = 4
+"""Calls that each scorer gets for a batch."""
 MAX_LOSSES = 8
 """Losses of scorers in one batch after which it is given up."""
 
 
 class ScorerGroup:
-    """Several scorers for each teacher; `batch_tokens` is about what one call of a scorer gets."""
+    """Several scorers for each teacher."""
 
-    def __init__(
-        self, members: Mapping[str | None, Sequence[Member]], watch: Watch, batch_tokens: int
-    ) -> None:
-        self.members, self.watch, self.batch_tokens = members, watch, batch_tokens
+    def __init__(self, members: Mapping[str | None, Sequence[Member]], watch: Watch) -> None:
+        self.members, self.watch = members, watch
 
-    def begin(self, *, temperature: float, keep_hidden: bool) -> GroupScoring:
-        """The scoring of a batch."""
-        return GroupScoring(self, temperature, keep_hidden)
+    def begin(self, routes: Sequence[str | None], *, temperature: float, keep_hidden: bool) -> GroupScoring:
+        """The scoring of a batch whose rows have these routes."""
+        return GroupScoring(self, routes, temperature, keep_hidden)
 
     def sampler(self, teacher: str) -> SamplerGroup:
         """Lets a teacher answer."""
@@ -39,51 +39,58 @@ class _Call:
     """Rows that a scorer is at work on; `hidden` is a reference to where their hidden states will be."""
 
     member: Member
-    route: str | None
-    rows: list[int]
+    rows: tuple[int, ...]
     hidden: Any
 
 
 class GroupScoring:
-    """Sends rows to their teachers as soon as there are enough of them."""
+    """Scores the rows of a batch in parts, each as soon as all its rows are finished.
 
-    def __init__(self, group: ScorerGroup, temperature: float, keep_hidden: bool) -> None:
-        self._group, self._options = group, (temperature, keep_hidden)
+    Which rows make a part depends on the batch alone, and not on what is finished when: the same run gives the same
+    numbers to the bit.
+    """
+
+    def __init__(
+        self, group: ScorerGroup, routes: Sequence[str | None], temperature: float, keep_hidden: bool
+    ) -> None:
+        self._group, self._options, self._rows = group, (temperature, keep_hidden), len(routes)
         self._rollouts: dict[int, Rollout] = {}
-        self._waiting: dict[str | None, list[int]] = {}
+        self._part_of: dict[int, tuple[int, ...]] = {}
+        self._route_of: dict[int, str | None] = {}
+        alone = list(group.members) == [None]  # method grpo: one reference, whatever the route
+        for route, members in group.members.items():
+            mine = [i for i, name in enumerate(routes) if alone or name == route]
+            size = max(1, -(-len(mine) // (PARTS * len(members))))
+            for start in range(0, len(mine), size):
+                part = tuple(mine[start : start + size])
+                self._part_of |= dict.fromkeys(part, part)
+                self._route_of |= dict.fromkeys(part, route)
         self._calls: dict[Any, _Call] = {}
         self._scores: dict[int, Scores] = {}
         self._losses = 0
 
     def add(self, number: int, rollout: Rollout) -> None:
         """A row of the batch is finished."""
-        route = rollout.prompt.route if rollout.prompt.route in self._group.members else None
-        if number in self._rollouts or route not in self._group.members:
-            return
-        self._rollouts[number] = rollout
-        waiting = self._waiting.setdefault(route, [])
-        waiting.append(number)
-        rows = (self._rollouts[i] for i in waiting)
-        if sum(len(r.prompt_ids) + len(r.response_ids) for r in rows) >= self._group.batch_tokens:
-            self._send(route)
+        if number in self._part_of and number not in self._rollouts:
+            self._rollouts[number] = rollout
+            part = self._part_of[number]
+            if all(row in self._rollouts for row in part):
+                self._send(part)
 
-    def _send(self, route: str | None) -> None:
-        """Gives the waiting rows of a route to the scorer that has the fewest calls to answer."""
-        rows = self._waiting.pop(route, [])
-        if rows:
-            busy = [call.member for call in self._calls.values()]
-            member = min(self._group.members[route], key=busy.count)
-            member.heard()
-            batch = [self._rollouts[i] for i in rows]
-            scores, hidden = member.handle.score.options(num_returns=2).remote(batch, *self._options)
-            self._calls[scores] = _Call(member, route, rows, hidden)
+    def _send(self, part: tuple[int, ...]) -> None:
+        """Gives rows of one route to the scorer that has the fewest calls to answer."""
+        busy = [call.member for call in self._calls.values()]
+        member = min(self._group.members[self._route_of[part[0]]], key=busy.count)
+        member.heard()
+        batch = [self._rollouts[row] for row in part]
+        scores, hidden = member.handle.score.options(num_returns=2).remote(batch, *self._options)
+        self._calls[scores] = _Call(member, part, hidden)
 
     def scores(self, rollouts: Sequence[Rollout], done: Done = silent) -> list[Scores | None]:
         """Of the whole batch, in order; rows of a lost scorer are scored again. Raises RunFailed when that goes on."""
+        assert len(rollouts) == self._rows
         for number, rollout in enumerate(rollouts):
             self.add(number, rollout)
-        for route in list(self._waiting):
-            self._send(route)
         while self._calls:
             ready = self._group.watch.ready({ref: call.member for ref, call in self._calls.items()})
             call = self._calls.pop(ready)
@@ -102,14 +109,14 @@ class GroupScoring:
         return [replace(score, hidden=HiddenAway(call.hidden, i)) for i, score in enumerate(scores)]
 
     def _again(self, call: _Call, error: Lost) -> None:
-        """Replaces a lost scorer and sends all it had; calls of its successor come after."""
+        """Replaces a lost scorer, and sends again all that it had."""
         self._losses += 1
         if self._losses > MAX_LOSSES:
             raise RunFailed(
                 f"scoring: {error}, and others before, {self._losses} times in one batch"
             ) from error
         lost = [ref for ref, other in self._calls.items() if other.member is call.member]
-        rows = call.rows + [row for ref in lost for row in self._calls.pop(ref).rows]
+        parts = [call.rows, *(self._calls.pop(ref).rows for ref in lost)]
         call.member.replace()
-        self._waiting.setdefault(call.route, []).extend(rows)
-        self._send(call.route)
+        for part in parts:
+            self._send(part)

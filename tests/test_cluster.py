@@ -1,0 +1,241 @@
+"""Runs on Ray: the same results as in one process, whatever is killed; two nodes; sampling ahead; what cannot work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gopd
+from conftest import MakeModel
+from gopd.errors import BadInput
+from gopd.recipe_file import parse_recipe
+from runs import (
+    Tree,
+    held_out,
+    lines,
+    merged,
+    opd_tree,
+    outcome,
+    repeatable,
+    rollouts,
+    student_weights,
+    write_recipe,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "cluster"))
+from hosts import PORT, two_nodes
+
+GOPD = (sys.executable, "-m", "gopd.cli", "train")
+MARK = "GOPD_TEST_RUN"
+ROLES = ("LearnerRank", "SamplingEngine", "TeacherEngine")
+
+
+@pytest.fixture(scope="module")
+def models(make_model: MakeModel) -> list[Path]:
+    """Large enough heads for vLLM's kernels."""
+    return [make_model(seed, head_dim=32) for seed in range(3)]
+
+
+def tree_of(folder: Path, models: list[Path], **sections: Any) -> Tree:
+    """Two teachers, validation of all, two learner ranks, two engines."""
+    base, first, second = models
+    common: Tree = {
+        "validation": held_out(folder, 4, ("a", "b"), teachers=True, every=3),
+        "train": {"steps": 6, "prompts_per_step": 8, "mini_batches": 2},
+        "checkpoint": {"every": 1, "keep_last": 2},
+        "cluster": {"learner_ranks": 2, "sampler_replicas": 2, "heartbeat": 8},
+    }
+    return opd_tree(folder, base, {"a": first, "b": second}, **merged(common, sections))
+
+
+class Run:
+    """`gopd train --cluster` in processes of its own, all of which can be found."""
+
+    def __init__(self, folder: Path, tree: Tree, *arguments: str) -> None:
+        self.mark, self.output = uuid.uuid4().hex, folder / "output.txt"
+        self.folder = Path(tree["tracking"]["folder"]) / tree["tracking"]["name"]
+        recipe = write_recipe(folder / "recipe.yaml", tree)
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [*GOPD, str(recipe), *arguments], stdout=file, stderr=file, env=os.environ | {MARK: self.mark}
+            )
+
+    def processes(self, title: str = "") -> list[int]:
+        """Ids of living processes of this run whose command line has a text in it."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if (
+                    entry.name.isdigit()
+                    and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
+                ):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found += [int(entry.name)] if title in command and command else []
+            except OSError:
+                continue
+        return found
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.said():
+            assert time.monotonic() < end and self.process.poll() is None, self.said()
+            time.sleep(0.1)
+
+    def finish(self, seconds: float = 240) -> str:
+        """Waits for a good end, after which nothing is left of it."""
+        code = self.process.wait(seconds)
+        assert code == 0, self.said()
+        end = time.monotonic() + 30
+        while left := self.processes():
+            assert time.monotonic() < end, f"orphans: {left}"
+            time.sleep(0.2)
+        return self.said()
+
+    def close(self) -> None:
+        for pid in self.processes():
+            kill(pid)
+        self.process.wait()
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+@contextmanager
+def running(folder: Path, tree: Tree, *arguments: str) -> Iterator[Run]:
+    with closing(Run(folder, tree, *arguments)) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the cluster that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with running(folder, tree_of(folder, models), "--cluster", "local") as run:
+        run.finish()
+        return run.folder
+
+
+def assert_alike(run: Path, other: Path, tolerance: float = 1e-4) -> None:
+    """The same figures, but for rounding."""
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        for mine, theirs in zip(lines(run / name), lines(other / name), strict=True):
+            near(repeatable(mine), repeatable(theirs), tolerance)
+    weights, expected = student_weights(run), student_weights(other)
+    assert weights.keys() == expected.keys()
+    for key, weight in expected.items():
+        assert float((weights[key] - weight).abs().max()) < 0.1 * 1e-3, "a tenth of one step of AdamW"
+
+
+def near(mine: Any, theirs: Any, tolerance: float) -> None:
+    if isinstance(theirs, dict):
+        assert mine.keys() == theirs.keys()
+        for key in theirs:
+            near(mine[key], theirs[key], tolerance)
+    elif isinstance(theirs, str | None):
+        assert mine == theirs
+    else:
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+
+
+def test_a_cluster_gives_what_one_process_gives(
+    undisturbed: Path, models: list[Path], tmp_path: Path
+) -> None:
+    assert_alike(undisturbed, gopd.train(parse_recipe(tree_of(tmp_path, models))))
+
+
+def test_killed_and_hung_processes_change_nothing(
+    undisturbed: Path, models: list[Path], tmp_path: Path
+) -> None:
+    """An engine and a rank are killed, a scorer stops answering, the driver is killed: the same weights to the bit."""
+    with running(tmp_path, tree_of(tmp_path, models), "--cluster", "local") as run:
+        run.wait_for("step 1/6")
+        kill(run.processes("ray::SamplingEngine")[0])
+        kill(run.processes("ray::TeacherEngine")[0], signal.SIGSTOP)
+        run.wait_for("step 3/6")
+        kill(run.processes("ray::LearnerRank")[1])
+        run.wait_for("starting again from the last checkpoint")
+        run.wait_for("resuming after step")
+        run.wait_for("step 5/6")
+        (driver,) = [pid for pid in run.processes("gopd.cli") if pid != run.process.pid]
+        kill(driver)
+        said = run.finish()
+    assert "the driver was killed (SIGKILL)" in said and said.count("resuming after step") == 2
+    assert "sampler" in said and "another takes its place" in said and "scorer of" in said
+    found, expected = outcome(run.folder), outcome(undisturbed)
+    for kind in ("metrics", "validation.jsonl", "student/model.safetensors"):
+        assert found[kind] == expected[kind]
+
+
+def test_two_nodes_train_across(models: list[Path], tmp_path: Path) -> None:
+    """Hidden states and weights travel between hosts; each has room for only half of the actors."""
+    sections: Tree = {"objective": {"estimator": "full"}, "train": {"steps": 2}, "validation": {"every": 1}}
+    tree = tree_of(tmp_path, models, **sections)
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    with two_nodes(3) as (head, _), (tmp_path / "output.txt").open("w") as output:
+        process = head.start(
+            *GOPD, recipe, "--cluster", f"{head.address}:{PORT}", stdout=output, stderr=subprocess.STDOUT
+        )
+        code = process.wait(200)
+    assert code == 0, (tmp_path / "output.txt").read_text()
+    alone = merged(tree, {"tracking": {"name": "alone"}})
+    assert_alike(tmp_path / "runs" / "run", gopd.train(parse_recipe(alone)))
+
+
+def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
+    """Staleness stays in its bounds, is told with the rollouts, and the correction sees it."""
+    sections: Tree = {
+        "sampler": {"engine": "vllm"},
+        "train": {"max_staleness": 1, "steps": 5, "mini_batches": 1},
+        "validation": {"teachers": False},
+    }
+    with running(tmp_path, tree_of(tmp_path, models, **sections), "--cluster", "local") as run:
+        run.finish()
+    entries = lines(run.folder / "metrics.jsonl")
+    assert [entry["staleness"] for entry in entries] == [0, 1, 1, 1, 1]
+    for entry in entries:
+        version = {row["version"] for row in rollouts(run.folder, entry["step"])}
+        assert version == {entry["step"] - 1 - entry["staleness"]}
+    first, *later = entries
+    assert abs(first["correction/max"] - 1) < 1e-4, "the first batch is fresh"
+    assert all(abs(entry["correction/max"] - 1) > 1e-4 for entry in later)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cluster": {"learner_ranks": 64}, "train": {"device": "cuda"}}, "PyTorch finds no GPU|0 GPUs"),
+        ({"tracking": {"profile": True}}, "profile measures one process"),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_said_at_once(
+    changes: Tree, message: str, models: list[Path], tmp_path: Path
+) -> None:
+    recipe = parse_recipe(merged(tree_of(tmp_path, models), changes))
+    with pytest.raises(BadInput, match=message):
+        gopd.train(recipe, cluster="local")
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_sampling_ahead_needs_a_cluster(models: list[Path], tmp_path: Path) -> None:
+    recipe = parse_recipe(tree_of(tmp_path, models, train={"max_staleness": 1}))
+    with pytest.raises(
+        BadInput, match="max_staleness lets sampling and training overlap, which needs --cluster"
+    ):
+        gopd.train(recipe)
