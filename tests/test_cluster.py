@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +30,7 @@ from runs import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "cluster"))
 from hosts import PORT, two_nodes
-
-GOPD = (sys.executable, "-m", "gopd.cli", "train")
-MARK = "GOPD_TEST_RUN"
-ROLES = ("LearnerRank", "SamplingEngine", "TeacherEngine")
+from processes import TRAIN, Run, kill
 
 
 @pytest.fixture(scope="module")
@@ -58,78 +51,19 @@ def tree_of(folder: Path, models: list[Path], **sections: Any) -> Tree:
     return opd_tree(folder, base, {"a": first, "b": second}, **merged(common, sections))
 
 
-class Run:
-    """`gopd train --cluster` in processes of its own, all of which can be found."""
-
-    def __init__(self, folder: Path, tree: Tree, *arguments: str) -> None:
-        self.mark, self.output = uuid.uuid4().hex, folder / "output.txt"
-        self.folder = Path(tree["tracking"]["folder"]) / tree["tracking"]["name"]
-        recipe = write_recipe(folder / "recipe.yaml", tree)
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [*GOPD, str(recipe), *arguments], stdout=file, stderr=file, env=os.environ | {MARK: self.mark}
-            )
-
-    def processes(self, title: str = "") -> list[int]:
-        """Ids of living processes of this run whose command line has a text in it."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if (
-                    entry.name.isdigit()
-                    and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
-                ):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found += [int(entry.name)] if title in command and command else []
-            except OSError:
-                continue
-        return found
-
-    def said(self) -> str:
-        return self.output.read_text()
-
-    def wait_for(self, text: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.said():
-            assert time.monotonic() < end and self.process.poll() is None, self.said()
-            time.sleep(0.1)
-
-    def finish(self, seconds: float = 240) -> str:
-        """Waits for a good end, after which nothing is left of it."""
-        code = self.process.wait(seconds)
-        assert code == 0, self.said()
-        end = time.monotonic() + 30
-        while left := self.processes():
-            assert time.monotonic() < end, f"orphans: {left}"
-            time.sleep(0.2)
-        return self.said()
-
-    def close(self) -> None:
-        for pid in self.processes():
-            kill(pid)
-        self.process.wait()
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-@contextmanager
-def running(folder: Path, tree: Tree, *arguments: str) -> Iterator[Run]:
-    with closing(Run(folder, tree, *arguments)) as run:
-        yield run
+def start(folder: Path, tree: Tree) -> closing[Run]:
+    return closing(
+        Run(folder / "output.txt", write_recipe(folder / "recipe.yaml", tree), "--cluster", "local")
+    )
 
 
 @pytest.fixture(scope="module")
 def undisturbed(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the cluster that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with running(folder, tree_of(folder, models), "--cluster", "local") as run:
+    with start(folder, tree_of(folder, models)) as run:
         run.finish()
-        return run.folder
+    return folder / "runs" / "run"
 
 
 def assert_alike(run: Path, other: Path, tolerance: float = 1e-4) -> None:
@@ -164,7 +98,7 @@ def test_killed_and_hung_processes_change_nothing(
     undisturbed: Path, models: list[Path], tmp_path: Path
 ) -> None:
     """An engine and a rank are killed, a scorer stops answering, the driver is killed: the same weights to the bit."""
-    with running(tmp_path, tree_of(tmp_path, models), "--cluster", "local") as run:
+    with start(tmp_path, tree_of(tmp_path, models)) as run:
         run.wait_for("step 1/6")
         kill(run.processes("ray::SamplingEngine")[0])
         kill(run.processes("ray::TeacherEngine")[0], signal.SIGSTOP)
@@ -173,12 +107,12 @@ def test_killed_and_hung_processes_change_nothing(
         run.wait_for("starting again from the last checkpoint")
         run.wait_for("resuming after step")
         run.wait_for("step 5/6")
-        (driver,) = [pid for pid in run.processes("gopd.cli") if pid != run.process.pid]
-        kill(driver)
+        assert run.driver is not None
+        kill(run.driver)
         said = run.finish()
     assert "the driver was killed (SIGKILL)" in said and said.count("resuming after step") == 2
     assert "sampler" in said and "another takes its place" in said and "scorer of" in said
-    found, expected = outcome(run.folder), outcome(undisturbed)
+    found, expected = outcome(tmp_path / "runs" / "run"), outcome(undisturbed)
     for kind in ("metrics", "validation.jsonl", "student/model.safetensors"):
         assert found[kind] == expected[kind]
 
@@ -190,7 +124,7 @@ def test_two_nodes_train_across(models: list[Path], tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", tree)
     with two_nodes(3) as (head, _), (tmp_path / "output.txt").open("w") as output:
         process = head.start(
-            *GOPD, recipe, "--cluster", f"{head.address}:{PORT}", stdout=output, stderr=subprocess.STDOUT
+            *TRAIN, recipe, "--cluster", f"{head.address}:{PORT}", stdout=output, stderr=subprocess.STDOUT
         )
         code = process.wait(200)
     assert code == 0, (tmp_path / "output.txt").read_text()
@@ -205,12 +139,13 @@ def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
         "train": {"max_staleness": 1, "steps": 5, "mini_batches": 1},
         "validation": {"teachers": False},
     }
-    with running(tmp_path, tree_of(tmp_path, models, **sections), "--cluster", "local") as run:
+    with start(tmp_path, tree_of(tmp_path, models, **sections)) as run:
         run.finish()
-    entries = lines(run.folder / "metrics.jsonl")
+    folder = tmp_path / "runs" / "run"
+    entries = lines(folder / "metrics.jsonl")
     assert [entry["staleness"] for entry in entries] == [0, 1, 1, 1, 1]
     for entry in entries:
-        version = {row["version"] for row in rollouts(run.folder, entry["step"])}
+        version = {row["version"] for row in rollouts(folder, entry["step"])}
         assert version == {entry["step"] - 1 - entry["staleness"]}
     first, *later = entries
     assert abs(first["correction/max"] - 1) < 1e-4, "the first batch is fresh"

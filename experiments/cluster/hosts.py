@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from processes import MARK
+
 PORT = 6399
 RAY = Path(sys.executable).with_name("ray")
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -26,12 +28,13 @@ class Host:
     address: str
     prefix: Sequence[str]
     processes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
 
     def start(self, *command: str | Path, **options: Any) -> subprocess.Popen[Any]:
         """Starts a program there, in a process group of its own."""
         process = subprocess.Popen(
             [*self.prefix, *map(str, command)],
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | self.environment,
             start_new_session=True,
             **options,
         )
@@ -127,9 +130,14 @@ def _namespaces() -> Iterator[tuple[Host, Host]]:
 
 
 @contextmanager
-def two_nodes(cores: int) -> Iterator[tuple[Host, Host]]:
-    """A Ray cluster of two nodes with so many logical cores each; the first is its head, where the driver belongs."""
+def two_nodes(cores: int, mark: str = "") -> Iterator[tuple[Host, Host]]:
+    """A Ray cluster of two nodes with so many logical cores each; the first is its head, where the driver belongs.
+
+    `mark` is what `processes.Run` finds a run's processes by: actors are children of their node.
+    """
     with two_hosts() as (head, other):
+        for host in (head, other):
+            host.environment[MARK] = mark
         head.start_ray(cores)
         wait_for_nodes(head, 1)
         other.start_ray(cores, head)

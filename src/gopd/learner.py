@@ -35,6 +35,10 @@ class NonFinite(RunFailed):
         super().__init__(message)
         self.rows = rows
 
+    def __reduce__(self) -> tuple[type[NonFinite], tuple[str, list[int]]]:
+        """Between processes it keeps its rows."""
+        return NonFinite, (str(self), self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

@@ -85,7 +85,13 @@ def _set_up(
         found = run.latest()
         task = prepare(recipe)
         roles = LocalRoles(recipe, task) if cluster is None else _on_cluster(recipe, task, cluster)
-        return found, task, roles, Trackers(recipe, run, after=found[0] if found else -1)
+        try:
+            roles.check_folder(run.path)
+            trackers = Trackers(recipe, run, after=found[0] if found else -1)
+        except BaseException:
+            roles.close()
+            raise
+        return found, task, roles, trackers
     except BadInput:
         if not run.resumed:
             discard(run.path)

@@ -111,5 +111,9 @@ class Roles(ABC):
         """Gives the sampler the weights that were last made ready; returns their version."""
 
     @abstractmethod
+    def check_folder(self, folder: Path) -> None:
+        """BadInput when a run folder is not there for all who write to it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends what was started for the roles."""

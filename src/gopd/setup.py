@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -213,6 +214,9 @@ class LocalRoles(Roles):
             self.sampler.update(self.learner.weights())
         self._adopted = self._version
         return self._adopted
+
+    def check_folder(self, folder: Path) -> None:
+        """It is there."""
 
     def close(self) -> None:
         """Ends the engine, where it has processes of its own."""

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import GenerationConfig
 
+from gopd.errors import RunFailed
 from gopd.model import LanguageModel
 from gopd.sharding import Ranks
 
@@ -32,7 +34,11 @@ def save_state(folder: Path, parameters: Mapping[str, Tensor], optimizer: Optimi
             save_file({n: t.contiguous() for n, t in tensors.items()}, folder / f"{file}.safetensors")
         return
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    save(weights | moments, storage_writer=writer)
+    try:
+        save(weights | moments, storage_writer=writer)
+    except CheckpointException as error:
+        first, _ = next(iter(error.failures.values()))
+        raise RunFailed(f"cannot write {folder}: {first}; nothing that was saved before is lost") from error
 
 
 @torch.no_grad()

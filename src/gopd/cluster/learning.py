@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from gopd.learner import NonFinite, Update
 from gopd.roles import Done, silent
 from gopd.sharding import first_known
 from gopd.types import Rollout, Scores, TokenTerms
+
+DEATH_SECONDS = 1.0
+"""How long Ray may take to learn of a death."""
 
 
 class LearnerGroup:
@@ -33,7 +37,7 @@ class LearnerGroup:
         done: Done = silent,
     ) -> Update:
         """One optimizer step on the whole of `rollouts`."""
-        updates = self._all(lambda rank, batch: rank.update.remote(*batch), (rollouts, scores, terms))
+        updates = self._all(lambda rank, *batch: rank.update.remote(*batch), rollouts, scores, terms)
         self.updates += 1
         done(len(rollouts))
         first: Update = updates[0]
@@ -41,7 +45,7 @@ class LearnerGroup:
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
         """The present weights' log-probs of every response, by row."""
-        parts = self._all(lambda rank, batch: rank.logprobs.remote(*batch), (rollouts,))
+        parts = self._all(lambda rank, batch: rank.logprobs.remote(batch), rollouts)
         return {row: found for part in parts for row, found in part.items()}
 
     def kl_to_target(
@@ -49,53 +53,58 @@ class LearnerGroup:
     ) -> dict[int, float]:
         """Σ_t KL(S ‖ q_λ), by row, of rows whose scores hold hidden states."""
         parts = self._all(
-            lambda rank, batch: rank.kl_to_target.remote(*batch, temperature), (rollouts, scores)
+            lambda rank, *batch: rank.kl_to_target.remote(*batch, temperature), rollouts, scores
         )
         return {row: found for part in parts for row, found in part.items()}
 
-    def _all(self, call: Callable[[Any, Sequence[Any]], Any], batch: Sequence[Any]) -> list[Any]:
+    def _all(self, call: Callable[..., Any], *batch: Any) -> list[Any]:
         """Every rank's answer to a call with the same batch, which travels to each node once.
 
-        A loss or gradient that is not finite is found by all ranks, each naming its own rows.
+        A loss or gradient that is not finite is found by all ranks, each naming its own rows. Where a rank is lost, the
+        others fail too, and whoever is heard first: then it is Lost that is raised.
         """
         references = [ray.put(part) for part in batch]
-        calls = {call(member.handle, references): member for member in self.members}
+        return self._answers({call(member.handle, *references): member for member in self.members})
+
+    def _answers(self, calls: Mapping[Any, Member]) -> list[Any]:
         found, spoiled = dict[str, Any](), list[NonFinite]()
         for reference, member in self.watch.each(calls):
             try:
                 found[member.name] = value(reference, member)
             except NonFinite as error:
                 spoiled.append(error)
+            except RuntimeError:
+                self._check_all_live()
+                raise
         if spoiled:
             raise NonFinite(str(spoiled[0]), sorted({row for error in spoiled for row in error.rows}))
         return [found[member.name] for member in self.members]
 
+    def _check_all_live(self) -> None:
+        """Raises Lost when a rank is not there any more; a death is known a little after what it causes."""
+        time.sleep(DEATH_SECONDS)
+        self.watch.all(self.members, lambda rank: rank.ping.remote())
+
     def weights(self, dtype: torch.dtype) -> list[Any]:
         """References to pieces of the present weights, in the object store."""
-        streams = [
-            member.handle.weights.options(num_returns="streaming").remote(dtype) for member in self.members
-        ]
-        pieces: list[list[Any]] = []
-        for stream, member in zip(streams, self.members, strict=True):
-            pieces.append([])
-            while True:
-                self.watch.ready({stream: member})
-                try:
-                    pieces[-1].append(next(stream))
-                except StopIteration:
-                    break
-        self.watch.all(self.members, lambda rank: rank.ping.remote())  # a lost rank ends a stream early, too
-        return pieces[0]
+        streams = [m.handle.weights.options(num_returns="streaming").remote(dtype) for m in self.members]
+        ends = {stream.completed(): member for stream, member in zip(streams, self.members, strict=True)}
+        self._answers(ends)
+        return list(streams[0])
+
+    def see(self, folder: Path) -> bool:
+        """Whether all ranks have a folder before them."""
+        return all(self._all(lambda rank: rank.sees.remote(folder.absolute())))
 
     def save(self, folder: Path) -> None:
         """Every rank writes its part."""
-        self.watch.all(self.members, lambda rank: rank.save.remote(folder.absolute()))
+        self._all(lambda rank: rank.save.remote(folder.absolute()))
 
     def load(self, folder: Path, updates: int) -> None:
         """Every rank takes up its part."""
-        self.watch.all(self.members, lambda rank: rank.restore.remote(folder.absolute(), updates))
+        self._all(lambda rank: rank.restore.remote(folder.absolute(), updates))
         self.updates = updates
 
     def export(self, folder: Path) -> None:
         """The first rank writes the student's weights and configuration."""
-        self.watch.all(self.members, lambda rank: rank.export.remote(folder.absolute()))
+        self._all(lambda rank: rank.export.remote(folder.absolute()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -107,6 +108,14 @@ class ClusterRoles(Roles):
             self._published = None
             self.sampler.adopt(pieces)
         return self._adopted
+
+    def check_folder(self, folder: Path) -> None:
+        """BadInput when a learner rank's node has another disk."""
+        if not self.learner.see(folder):
+            raise BadInput(
+                f"the run folder {folder.absolute()} is not there on every node; put tracking.folder on a disk that "
+                "all nodes share"
+            )
 
     def close(self) -> None:
         """Ends all actors; leaves the cluster, or ends it where it was made for this."""
