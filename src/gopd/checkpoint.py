@@ -35,8 +35,15 @@ from gopd.files import atomic_folder, atomic_write, discard, is_temporary, sweep
 from gopd.recipe import Recipe
 from gopd.recipe_file import differences, load_recipe, resolved_yaml
 
-MAY_DIFFER = ("tracking.trackers", "tracking.show_generations", "tracking.profile", "checkpoint.keep_last")
-"""Recipe keys a resumed run may change: none of them can touch the weights or the metrics already written."""
+MAY_DIFFER = (
+    "tracking.trackers: ",
+    "tracking.show_generations: ",
+    "tracking.profile: ",
+    "checkpoint.keep_last: ",
+    "cluster.",
+)
+"""How recipe keys begin that a resumed run may change: none can touch the weights (but for rounding, by `cluster`) or
+the metrics already written."""
 PACKAGES = ("gopd", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 _LOCK, _RECIPE, _VERSIONS = ".lock", "recipe.yaml", "versions.json"
@@ -214,7 +221,7 @@ class RunFolder:
     def _check_same_recipe(self) -> None:
         before = load_recipe(self.path / _RECIPE)
         changed = [
-            line for line in differences(before, self.recipe) if line.partition(": ")[0] not in MAY_DIFFER
+            line for line in differences(before, self.recipe) if not line.startswith(MAY_DIFFER)
         ]
         if changed:
             lines = "".join(f"\n  {line}" for line in changed)
