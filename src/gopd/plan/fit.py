@@ -77,7 +77,8 @@ def learner_memory(work: Workload, layout: Layout, device: Device) -> Parts:
     """
     tokens = _packed(work, layout.ranks)
     group = layout.shard_group or layout.ranks
-    numerics = Numerics(device.element, group, layout.ranks > 1, layout.offload and not layout.alone)
+    away = layout.offload and not layout.alone  # which needs FSDP2, also on one rank
+    numerics = Numerics(device.element, group, layout.ranks > 1 or away, away)
     targets = max((len(seat.models) for seat in work.seats), default=0) if work.hidden else 0
     parts = update_memory(
         work.student,

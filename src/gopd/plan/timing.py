@@ -27,6 +27,8 @@ class Phase:
     """Of all devices together, without recomputation."""
     binds: str
     note: str = ""
+    links: float = 0.0
+    """Seconds of traffic between devices, whether hidden behind products or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +121,17 @@ def decoding(
     The first token of a response comes from the prompt's own pass. Between two rows' ends the number of rows is
     constant and contexts grow evenly, so those steps are summed in closed form.
     """
+    weights, first = cost.body + cost.head, cost.forward([prompt], [1]).flops
     ends: list[int] = []
-    step, next_row, context, seconds, few = 0, 0, 0, 0.0, 0.0
-    total = Work(0)
-    bound = {"products": 0.0, "memory": 0.0, "links": 0.0}
     started: dict[int, list[int]] = {}
+    step = next_row = context = 0
+    flops = traffic = few = 0.0
+    spent = {"products": 0.0, "memory": 0.0, "links": 0.0}
     while next_row < len(responses) or ends:
         while next_row < len(responses) and len(ends) < slots:
-            fresh = next_row % samples == 0
-            prefill = cost.forward([prompt], [1]) if fresh else Work(2.0 * cost.head)
-            total += prefill
-            seconds += prefill.flops / limits.flops_per_second
-            bound["products"] += prefill.flops / limits.flops_per_second
+            prefill = 2.0 * cost.head if next_row % samples else first
+            flops += prefill
+            spent["products"] += prefill / limits.flops_per_second
             if responses[next_row] > 1:
                 end = step + responses[next_row] - 1
                 heapq.heappush(ends, end)
@@ -142,25 +143,21 @@ def decoding(
         rows, steps = len(ends), ends[0] - step
         # Contexts of all rows together at the middle of these steps; a row's own is prompt + tokens so far.
         middle = context + rows * (steps - 1) / 2
-        one = Work(
-            2.0 * rows * (cost.body + cost.head) + 4.0 * cost.attention * middle,
-            cost.element * (cost.body + cost.head + cost.cache * middle),
-        )
-        total += one.times(steps)
-        parts = {
-            "products": one.flops / limits.flops_per_second,
-            "memory": one.bytes / limits.bytes_per_second,
-        }
+        step_flops = 2.0 * rows * weights + 4.0 * cost.attention * middle
+        step_bytes = cost.element * (weights + cost.cache * middle)
+        flops, traffic = flops + steps * step_flops, traffic + steps * step_bytes
+        products, memory = step_flops / limits.flops_per_second, step_bytes / limits.bytes_per_second
         network = links[0] + rows * links[1]
-        longest = max(parts, key=lambda part: parts[part])
-        bound["links" if network > parts[longest] else longest] += steps * (parts[longest] + network)
-        seconds += steps * (parts[longest] + network)
-        few += steps * (parts[longest] + network) if rows <= FEW else 0.0
+        longer = max(products, memory)
+        binds = "links" if network > longer else "memory" if memory > products else "products"
+        spent[binds] += steps * (longer + network)
+        few += steps * (longer + network) if rows <= FEW else 0.0
         step, context = ends[0], context + rows * steps
         while ends and ends[0] == step:
             end = heapq.heappop(ends)
             context -= prompt + 1 + step - started[end].pop()
-    return Decoding(seconds, total, max(bound, key=lambda part: bound[part]), few / seconds)
+    seconds = sum(spent.values())
+    return Decoding(seconds, Work(flops, traffic), max(spent, key=lambda part: spent[part]), few / seconds)
 
 
 def _shared(cost: ModelCost, parts: int) -> ModelCost:
@@ -235,15 +232,15 @@ def update(work: Workload, layout: Layout, device: Device) -> Phase:
     if work.hidden:
         heads = sum(seat.share * 2.0 * sum(mine) * m.cost.head for seat in work.seats for m in seat.models)
     products = (needed + again + heads) / device.limits.flops_per_second
-    batches = max(_micro_batches(work, [responses[i] for i in share]) for share in shares)
+    batches = _micro_batches(work, mine)
     links = batches * _rank_links(model, layout, device) + _between_groups(model, layout, device)
-    whole = sum(model.cost.update([work.prompt], [r], samples=1).flops for r in work.responses)
+    whole = model.cost.update([work.prompt] * len(work.responses), work.responses, samples=1).flops
     optimizer = _optimizer_seconds(model, layout, device)
     repeat = work.updates * work.passes
     seconds = repeat * (max(products, links) + optimizer)
     binds = "links" if links > products else "products" if products > optimizer else "memory"
     note = f"{batches} micro-batches a rank" + (", recomputing blocks" if work.checkpointing else "")
-    return Phase("update", seconds, work.passes * whole, binds, note)
+    return Phase("update", seconds, work.passes * whole, binds, note, repeat * links)
 
 
 def _recomputed(work: Workload, responses: Sequence[int]) -> float:
