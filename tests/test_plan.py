@@ -100,6 +100,24 @@ def test_operations_are_what_the_counter_says(kind: str) -> None:
     assert cost.forward(prompts, responses).flops == counts["aten.mm"] + 4 * cost.attention * pairs
 
 
+def test_operations_of_a_published_model_are_what_the_counter_says() -> None:
+    """Without its weights: the device `meta` runs every product's bookkeeping. Forward and backward."""
+    name = "Qwen/Qwen3-4B"
+    config = AutoConfig.for_model(**CONFIGS[name])
+    cost, lengths = sizes_of(config, name, "test", 2).cost, [70, 50]
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+        ids = torch.zeros(1, sum(lengths), dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        hidden = model.model(
+            input_ids=ids, position_ids=ids, use_cache=False, layout=PackedLayout(lengths)
+        ).last_hidden_state
+        (hidden[0] @ model.lm_head.weight.T).sum().backward()
+    linear = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}["aten.mm"]
+    pairs = sum(n * (n + 1) / 2 for n in lengths)
+    assert cost.update([1, 1], lengths).flops == linear + 3 * 4 * cost.attention * pairs
+
+
 def test_a_mixture_of_experts_counts_what_a_token_uses() -> None:
     mixture = {"moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2}
     model, found = real("qwen3_moe", **mixture), sizes("qwen3_moe", **mixture)
@@ -203,6 +221,17 @@ def test_measured_peaks_are_within_15_percent(row: dict[str, Any], monkeypatch: 
     assert abs(predicted / row["tensors"] - 1) < 0.15
 
 
+def test_measured_peaks_of_sharded_ranks_are_within_15_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(MEASURED.parent))
+    import sharded
+
+    rows = json.loads((MEASURED.parent / "sharded.json").read_text())
+    for number, row in enumerate(rows):
+        predicted = sharded.predicted(number)
+        assert predicted == pytest.approx(row["predicted"]), "the formulas changed: measure anew"
+        assert all(abs(predicted / peak - 1) < 0.15 for peak in row["peaks"])
+
+
 def test_shards_split_the_states_and_nothing_else() -> None:
     model = paper_work().student
     settings: dict[str, Any] = {"tokens": 4096, "predicted": 4096, "checkpointing": True}
@@ -214,6 +243,25 @@ def test_shards_split_the_states_and_nothing_else() -> None:
     }
     away = update_memory(model, Numerics(2, 8, True, offload=True), **settings)
     assert away["optimizer"] == 0
+
+
+def test_roles_that_share_devices_leave_each_other_less_room() -> None:
+    work = paper_work()
+    layout = Layout(
+        ranks=8, replicas=8, scorers=4, colocate=True, engine="vllm", memory_share=0.5, sleep=True
+    )
+    roles = {role.role: role for role in fit(work, layout, H100).roles}
+    frozen, states = 2 * 2 * work.student.parameters, 12 * work.student.parameters / 8
+    assert roles["sampler"].parts["others"] == frozen + states
+    assert roles["learner"].parts["frozen weights"] == roles["scorer"].parts["frozen weights"] == frozen
+    away = {role.role: role for role in fit(work, replace(layout, offload=True), H100).roles}
+    assert away["sampler"].parts["others"] == frozen
+    awake = {role.role: role for role in fit(work, replace(layout, sleep=False), H100).roles}
+    assert awake["learner"].room == roles["learner"].room - 0.5 * H100.memory
+    fuller = {role.role: role for role in fit(work, replace(layout, scorers=8), H100).roles}
+    assert fuller["scorer"].parts["frozen weights"] == 2 * frozen, "two teachers' scorers on every device"
+    apart = {role.role: role for role in fit(work, replace(layout, colocate=False), H100).roles}
+    assert "others" not in apart["sampler"].parts and "frozen weights" not in apart["learner"].parts
 
 
 # --- lengths and links ----------------------------------------------------------------------------------------------

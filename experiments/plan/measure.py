@@ -80,7 +80,6 @@ CASES = [
     Case("SmolLM2-135M's shape", SMOLLM2, 1024, False, keep=True),
     Case("SmolLM2-135M's shape", SMOLLM2, 4096, False, keep=True),
     Case("SmolLM2-135M's shape, checkpointing", SMOLLM2, 4096, True),
-    Case("SmolLM2-135M's shape, checkpointing", SMOLLM2, 8192, True),
 ]
 
 
