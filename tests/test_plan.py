@@ -221,6 +221,16 @@ def test_measured_peaks_are_within_15_percent(row: dict[str, Any], monkeypatch: 
     assert abs(predicted / row["tensors"] - 1) < 0.15
 
 
+def test_measured_peaks_of_scoring_are_within_15_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(MEASURED.parent))
+    import measure
+
+    for row in json.loads(MEASURED.read_text())["scoring"]:
+        predicted = measure.predicted_scoring(measure.CASES[row["number"]])
+        assert predicted == pytest.approx(row["predicted"]), "the formulas changed: measure anew"
+        assert abs(predicted / row["tensors"] - 1) < 0.15
+
+
 def test_measured_peaks_of_sharded_ranks_are_within_15_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(MEASURED.parent))
     import sharded

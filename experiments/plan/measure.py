@@ -136,8 +136,52 @@ def measure(number: int, keep: bool) -> dict[str, Any]:
     student.module.train(case.checkpointing)  # as in an update
     learner._backward(rollouts[:1], none[:1], terms[:1], factors[:1])
     memory.restart_peak()
-    learner._backward(rollouts, none, terms, factors)
+    for _ in range(3 if keep else 1):  # kept memory grows until every size has found its place
+        learner._backward(rollouts, none, terms, factors)
     return {"peak": memory.peak_memory_gb() * 1e9 - baseline, "baseline": baseline}
+
+
+def measure_scoring(number: int) -> dict[str, Any]:
+    """A teacher and its reference, two random models of a case's shape, score one micro-batch. Bytes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gopd import attention, memory
+    from gopd.logprobs import Target
+    from gopd.model import LanguageModel
+    from gopd.packing import pack
+
+    case = CASES[number]
+    torch.set_num_threads(1)
+    config = AutoConfig.for_model(**case.config)
+    memory.restart_peak()
+    baseline = memory.peak_memory_gb() * 1e9
+    how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attention.NAME}
+    models = [AutoModelForCausalLM.from_config(config, **how).eval() for _ in range(2)]
+    rows = case.budget // (case.prompt + case.response)
+    packed = pack([[1] * case.prompt] * rows, [[2] * case.response] * rows, torch.device("cpu"))
+    seats = [LanguageModel(m, None, case.name).freeze() for m in models]  # type: ignore[arg-type]
+
+    def score() -> None:
+        with torch.no_grad():
+            Target(*(seat.project(packed) for seat in seats), reward_scale=1.25).score(packed.targets_T, 1.0)
+
+    score()
+    memory.restart_peak()
+    score()
+    return {"peak": memory.peak_memory_gb() * 1e9 - baseline}
+
+
+def predicted_scoring(case: Case) -> float:
+    from transformers import AutoConfig
+
+    from gopd.plan.memory import scoring_memory
+    from gopd.plan.sizes import sizes_of
+
+    sizes = sizes_of(AutoConfig.for_model(**case.config), case.name, "random", 4)
+    rows = case.budget // (case.prompt + case.response)
+    tokens = rows * (case.prompt + case.response - 1)
+    return sum(scoring_memory([sizes, sizes], 4, tokens, rows * case.response).values())
 
 
 def predicted(case: Case) -> dict[str, float]:
@@ -158,30 +202,39 @@ def predicted(case: Case) -> dict[str, float]:
     )
 
 
+SCORED = (1, 3, 4, 7)
+"""Cases whose models also score."""
+
+
+def run(number: int, how: str) -> float:
+    """Peak in a process of its own."""
+    environment = os.environ | HOW["keep" if how == "keep" else "tensors"]
+    command = [sys.executable, __file__, str(number), how]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(json.loads(done.stdout)["peak"])
+
+
 def main() -> None:
-    rows = []
+    rows, scoring = [], []
     for number, case in enumerate(CASES):
         row: dict[str, Any] = {"case": case.name, "budget": case.budget, "checkpointing": case.checkpointing}
-        for how, environment in HOW.items():
-            if how == "keep" and not case.keep:
-                continue
-            command = [sys.executable, __file__, str(number), how]
-            done = subprocess.run(
-                command, check=True, capture_output=True, text=True, env=os.environ | environment
-            )
-            row[how] = json.loads(done.stdout)["peak"]
         parts = predicted(case)
-        row |= {"predicted": sum(parts.values()), "parts": parts}
+        row |= {"tensors": run(number, "tensors"), "predicted": sum(parts.values()), "parts": parts}
+        row |= {"keep": run(number, "keep")} if case.keep else {}
         rows.append(row)
-        (FOLDER / "measured.json").write_text(json.dumps({"memory": rows}, indent=1) + "\n")
-        off = {how: f"{row['predicted'] / row[how] - 1:+.1%}" for how in HOW if how in row}
-        print(
-            f"{case.name}, {case.budget} tokens: {row['predicted'] / 1e6:.0f} MB predicted", off, flush=True
+        print(row, flush=True)
+        if number in SCORED:
+            found = {"predicted": predicted_scoring(case), "tensors": run(number, "scoring")}
+            scoring.append({"number": number, "case": case.name, "budget": case.budget} | found)
+            print(scoring[-1], flush=True)
+        (FOLDER / "measured.json").write_text(
+            json.dumps({"memory": rows, "scoring": scoring}, indent=1) + "\n"
         )
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(int(sys.argv[1]), sys.argv[2] == "keep")))
+        number, how = int(sys.argv[1]), sys.argv[2]
+        print(json.dumps(measure_scoring(number) if how == "scoring" else measure(number, how == "keep")))
     else:
         main()

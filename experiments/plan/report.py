@@ -37,6 +37,16 @@ def memory(rows: list[dict[str, Any]]) -> str:
     return table(head, found)
 
 
+def scoring(rows: list[dict[str, Any]]) -> str:
+    """The same for a teacher and its reference that score."""
+    found = []
+    for row in rows:
+        sizes = (f"{row['predicted'] / 1e6:,.0f}", f"{row['tensors'] / 1e6:,.0f}")
+        off = f"{row['predicted'] / row['tensors'] - 1:+.1%}"
+        found.append((row["case"], f"{row['budget']:,}", *sizes, off))
+    return table(("teacher and reference", "tokens", "predicted, MB", "measured, MB", "off by"), found)
+
+
 def sharded(rows: list[dict[str, Any]]) -> str:
     """The same for ranks that share a model."""
     found = []
@@ -91,6 +101,7 @@ def main() -> None:
     tree = json.loads((FOLDER / "scaling.json").read_text())
     parts = {
         "memory": memory(measured["memory"]),
+        "scoring": scoring(measured["scoring"]),
         "sharded": sharded(json.loads((FOLDER / "sharded.json").read_text())),
         "recipes": recipes(tree["recipes"]),
         "scaling": scaling(tree["scaling"]),

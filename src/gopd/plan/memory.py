@@ -127,9 +127,13 @@ def _loss_bytes(model: ModelSizes, numerics: Numerics, predicted: int, targets: 
     products are narrow, logits and gradient also as narrow arrays.
     """
     arrays = 3 + targets + (2 * numerics.element / MASTER if numerics.element < MASTER else 0)
+    return 2.0 * numerics.element * predicted * model.hidden + arrays * _chunk_bytes(model, predicted)
+
+
+def _chunk_bytes(model: ModelSizes, predicted: int) -> int:
+    """One array of a chunk: what CHUNK_BYTES allow, at least one row of logits, at most all of them."""
     row = MASTER * model.vocabulary
-    chunk = min(CHUNK_BYTES, predicted * row) if row < CHUNK_BYTES else row
-    return 2.0 * numerics.element * predicted * model.hidden + arrays * chunk
+    return row * min(predicted, max(1, CHUNK_BYTES // row))
 
 
 def _backward_bytes(model: ModelSizes, numerics: Numerics, tokens: int) -> float:
@@ -161,11 +165,13 @@ def forward_bytes(model: ModelSizes, element: int, tokens: int) -> float:
 
 
 def scoring_memory(models: list[ModelSizes], element: int, tokens: int, predicted: int) -> Parts:
-    """What a scorer of a teacher and its reference holds; both hidden states are there when the heads are applied."""
+    """What a scorer of a teacher and its reference holds; both hidden states are there when the heads are applied, and
+    the chunk: logits, and each model's log-probs.
+    """
     widest = max(models, key=lambda m: forward_bytes(m, element, tokens))
     hidden = sum(element * predicted * m.hidden for m in models)
-    arrays = (2 + len(models)) * CHUNK_BYTES
-    work = max(forward_bytes(widest, element, tokens), arrays) + hidden
+    chunk = (1 + len(models)) * _chunk_bytes(widest, predicted)
+    work = max(forward_bytes(widest, element, tokens), float(chunk)) + hidden
     return {"weights": float(sum(element * m.parameters for m in models)), "at work": work}
 
 

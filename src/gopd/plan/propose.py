@@ -38,7 +38,7 @@ def assess(work: Workload, layout: Layout, device: Device) -> Choice:
 def propose(work: Workload, like: Layout, device: Device, count: int) -> Choice | None:
     """The quickest layout that fits `count` devices, shared or separate; `like` gives what is not searched. None: none.
 
-    Engines are vLLM's. Of equally quick ones the first is taken: without offload, and the least tensor parallelism.
+    Engines are vLLM's. Of those within 1% the first is taken: without offload, and the least tensor parallelism.
     Where nothing fits, micro-batches are halved as long as they hold the longest row: the loss stays the same.
     """
     while True:
@@ -49,7 +49,7 @@ def propose(work: Workload, like: Layout, device: Device, count: int) -> Choice 
             found = next((tried for tried in fitting if fit(work, tried, device).fits), None)
             if found is not None:
                 choice = assess(work, found, device)
-                if best is None or choice.timing.seconds < 0.999 * best.timing.seconds:
+                if best is None or choice.timing.seconds < 0.99 * best.timing.seconds:
                     best = choice
         if best is not None or work.budget <= work.longest:
             return best
