@@ -270,6 +270,9 @@ def test_roles_that_share_devices_leave_each_other_less_room() -> None:
     assert awake["learner"].room == roles["learner"].room - 0.5 * H100.memory
     fuller = {role.role: role for role in fit(work, replace(layout, scorers=8), H100).roles}
     assert fuller["scorer"].parts["frozen weights"] == 2 * frozen, "two teachers' scorers on every device"
+    itself = replace(work, seats=[replace(work.seats[0], reference=work.seats[0].teacher)])
+    (_, _, scorer) = fit(itself, layout, H100).roles
+    assert scorer.parts["frozen weights"] == frozen / 2, "one model, loaded once"
     apart = {role.role: role for role in fit(work, replace(layout, colocate=False), H100).roles}
     assert "others" not in apart["sampler"].parts and "frozen weights" not in apart["learner"].parts
 

@@ -20,10 +20,7 @@ from gopd.plan.show import as_json, models_of, show_assumptions, show_choice
 from gopd.plan.workload import Assumptions, Workload, workload_of
 from gopd.recipe_file import load_recipe
 
-CPU_NOTE = (
-    "memory is what tensors take; what the C library keeps of freed memory comes on top, up to as much again "
-    "(docs/plan.md)"
-)
+CPU_NOTE = "memory is what tensors take; what the C library keeps of freed memory comes on top (docs/plan.md)"
 
 
 def plan_command(options: argparse.Namespace) -> int:

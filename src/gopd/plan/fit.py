@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gopd.plan.devices import Device
 from gopd.plan.layout import Layout
 from gopd.plan.memory import Numerics, Parts, cache_bytes, forward_bytes, scoring_memory, update_memory
+from gopd.plan.sizes import ModelSizes
 from gopd.plan.workload import Workload
 
 
@@ -101,18 +102,23 @@ def _packed(work: Workload, ranks: int) -> int:
 
 
 def scorer_memory(work: Workload, layout: Layout, device: Device) -> Parts:
-    """Of the device whose scorers hold most. In one process a model that several routes name is loaded once."""
+    """Of the device whose scorers hold most. A process loads a model that it needs twice only once."""
     if not work.seats:
         return {}
     tokens = _packed(work, 1)
-    each = [scoring_memory(seat.models, device.element, tokens, tokens) for seat in work.seats]
+    busiest = max(
+        scoring_memory(seat.models, device.element, tokens, tokens)["at work"] for seat in work.seats
+    )
+    processes = [seat.models for seat in work.seats for _ in range(layout.scorers)]
     if layout.alone:
-        distinct = {m.name: m for seat in work.seats for m in seat.models}
-        weights = float(sum(device.element * m.parameters for m in distinct.values()))
-    else:
-        heaviest = sorted((parts["weights"] for parts in each for _ in range(layout.scorers)), reverse=True)
-        weights = sum(heaviest[: layout.seats_per_device(work)])
-    return {"frozen weights": weights, "at work": max(parts["at work"] for parts in each)}
+        processes = [[model for models in processes for model in models]]
+    held = sorted((_frozen_bytes(models, device.element) for models in processes), reverse=True)
+    return {"frozen weights": sum(held[: layout.seats_per_device(work)]), "at work": busiest}
+
+
+def _frozen_bytes(models: list[ModelSizes], element: int) -> float:
+    distinct = {model.name: model.parameters for model in models}
+    return float(element * sum(distinct.values()))
 
 
 def _resident(work: Workload, learner: Parts, scorer: Parts) -> Parts:
