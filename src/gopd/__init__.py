@@ -30,12 +30,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     return recipe_file.load_recipe(path, overrides)
 
 
-def train(recipe: AnyRecipe, *, resume: bool = False) -> Path:
+def train(recipe: AnyRecipe, *, resume: bool = False, cluster: str | None = None) -> Path:
     """Runs a recipe and returns its run folder; the trained student is in `student/` inside.
 
+    With `cluster` (`local`, `auto` or an address) the roles run on Ray, otherwise in this process.
     Raises BadInput before any work when the recipe cannot run, RunFailed when it cannot go on, and Interrupted
     after Ctrl-C, when the current step is finished and saved (in the main thread; elsewhere Ctrl-C is the caller's).
     """
     from gopd import loop
 
-    return loop.train(recipe, resume=resume)
+    return loop.train(recipe, resume=resume, cluster=cluster)

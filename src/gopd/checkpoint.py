@@ -220,9 +220,7 @@ class RunFolder:
 
     def _check_same_recipe(self) -> None:
         before = load_recipe(self.path / _RECIPE)
-        changed = [
-            line for line in differences(before, self.recipe) if not line.startswith(MAY_DIFFER)
-        ]
+        changed = [line for line in differences(before, self.recipe) if not line.startswith(MAY_DIFFER)]
         if changed:
             lines = "".join(f"\n  {line}" for line in changed)
             raise BadInput(

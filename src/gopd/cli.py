@@ -48,6 +48,14 @@ EVAL_EXAMPLES = """examples:
 
 The same command again goes on where an interrupted one was. Code is run in a sandbox (docs/evaluation.md)."""
 
+PLAN_EXAMPLES = """examples:
+  gopd plan recipes/paper/multi-teacher.yaml --gpus 8 --gpu h100-80gb
+  gopd plan mine.yaml cluster.learner_ranks=16 --gpus 32 --gpu a100-80gb --mean-response-tokens 2500
+  gopd plan mine.yaml --gpus 8 --gpu h200 --like math=Qwen/Qwen3-4B --json
+  gopd plan recipes/quickstart.yaml --device cpu
+
+exit codes: 0 it fits, 1 it does not, 2 bad input. What is counted, and how well: docs/plan.md"""
+
 COMPARE_EXAMPLES = """example:
   gopd compare results/student results/teacher"""
 
@@ -70,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _grade(options)
         elif options.command == "compare":
             _compare(options)
+        elif options.command == "plan":
+            return _plan(options)
         return EXIT_DONE
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
@@ -86,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
-    with_recipe = options.command in ("train", "generate")
+    with_recipe = options.command in ("train", "generate", "plan")
     if rest and (not with_recipe or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if with_recipe:
@@ -151,7 +161,37 @@ def _parser() -> argparse.ArgumentParser:
     gguf.add_argument("file", metavar="FILE.gguf")
     gguf.add_argument("folder", metavar="FOLDER", help="new folder for the model and its tokenizer")
     _add_evaluation(commands)
+    _add_plan(commands)
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="predict a recipe's memory and time on a cluster",
+        description="Says what fits, what binds, and proposes the cluster section. Loads no weights.",
+        epilog=PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = plan.add_argument
+    add("recipe", metavar="RECIPE", help="YAML file; its cluster section is judged if it has one")
+    add("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    add("--gpus", type=int, metavar="N", help="devices of the cluster")
+    add("--gpu", metavar="NAME", help="their kind, e.g. h100-80gb")
+    add("--device", choices=("cpu",), help="instead: gopd train on this machine, whose rates are measured")
+    add("--mean-prompt-tokens", type=int, metavar="N", help="expected (an eighth of the recipe's limit)")
+    add("--mean-response-tokens", type=int, metavar="N", help="expected (a quarter of the recipe's limit)")
+    add("--spread", type=float, default=1.0, help="deviation of the logarithm of response lengths (1)")
+    add("--update-share", type=float, help="of the device's products, in update and scoring (GPUs 0.4)")
+    add("--decode-share", type=float, help="of the device's memory bandwidth, in decoding (0.6)")
+    add(
+        "--like",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="a role's model has the sizes of this one",
+    )
+    add("--json", action="store_true", help="everything as JSON")
 
 
 def _add_evaluation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -273,6 +313,13 @@ def _compare(options: argparse.Namespace) -> None:
     from gopd.evaluate.command import compare_command
 
     compare_command(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from gopd.plan.command import plan_command
+
+    _quiet_libraries()
+    return plan_command(options)
 
 
 def _quiet_libraries() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from gopd.model import LanguageModel
 
@@ -69,15 +70,20 @@ class ModelCost:
     @classmethod
     def of(cls, model: LanguageModel) -> ModelCost:
         """The sizes of a loaded model; adapters count as what they are."""
-        config = model.module.config.get_text_config()
+        return cls.of_module(model.module, 2 if model.narrow else model.head_VD.element_size())
+
+    @classmethod
+    def of_module(cls, module: PreTrainedModel, element: int) -> ModelCost:
+        """The sizes of a model that need not hold weights: one on the device `meta` will do."""
+        config = module.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        linears = (m for m in model.body.modules() if isinstance(m, nn.Linear))
+        linears = (m for m in module.get_decoder().modules() if isinstance(m, nn.Linear))
         return cls(
             body=sum(m.weight.numel() for m in linears),
-            head=model.head_VD.numel(),
+            head=module.get_output_embeddings().weight.numel(),
             attention=config.num_hidden_layers * config.num_attention_heads * width,
             cache=2 * config.num_hidden_layers * config.num_key_value_heads * width,
-            element=2 if model.narrow else model.head_VD.element_size(),
+            element=element,
         )
 
     def forward(self, prompts: Sequence[int], responses: Sequence[int], *, samples: int = 1) -> Work:

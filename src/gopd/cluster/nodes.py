@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 TESTED = ("2.55", "2.60")
 """First and last minor version of Ray that this was tried with."""
+CONNECT_SECONDS = 5.0
 LEAST_SHARED_MEMORY = 512 * 2**20
 """Bytes of shared memory below which Ray's object store has no room for weights and rollouts."""
 
@@ -31,6 +33,8 @@ def joined(address: str, cores: int) -> Iterator[None]:
     is no cluster to join.
     """
     _check_version()
+    if address not in ("local", "auto"):
+        _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         _check_shared_memory()
@@ -45,14 +49,27 @@ def joined(address: str, cores: int) -> Iterator[None]:
             namespace="gopd",
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(
-            f"--cluster {address}: no Ray cluster to join ({' '.join(str(error).split())[:300]}); start one by "
-            "`ray start --head`, give its address, or use --cluster local"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"--cluster {address}: no Ray cluster to join ({' '.join(str(error).split())[:300]}); start one by "
+        "`ray start --head`, give its address, or use --cluster local"
+    )
 
 
 def _check_version() -> None:
