@@ -28,20 +28,19 @@ def test_apart_every_actor_has_devices_of_its_own(tmp_path: Path) -> None:
     assert found.total("GPU") == 4 + 3 * 2 + 2 * 2
     seats = [*found.learner, *found.samplers, *found.scorers["a"], *found.scorers["b"]]
     assert sorted(seat.bundle for seat in seats) == list(range(len(found.bundles)))
-    assert {seat.share for seat in seats} == {1.0}
-    assert [found.bundles[seat.bundle]["GPU"] for seat in found.samplers] == [2] * 3
+    assert all(len(seat.devices) == found.bundles[seat.bundle]["GPU"] for seat in seats)
+    assert [len(seat.devices) for seat in found.samplers] == [2] * 3 and not found.shared
     assert {name: len(seats) for name, seats in found.scorers.items()} == {"a": 2, "b": 2}
 
 
-@pytest.mark.parametrize("sampler", [{}, VLLM])
-def test_together_no_device_is_promised_twice(tmp_path: Path, sampler: Tree) -> None:
+@pytest.mark.parametrize(("sampler", "devices"), [({}, 4), (VLLM, 6)])
+def test_together_the_actors_of_a_role_do_not_share(tmp_path: Path, sampler: Tree, devices: int) -> None:
     found = placed(tmp_path, cluster=SIZES | {"colocate": True}, sampler=sampler)
-    assert found.total("GPU") == (6 if sampler else 4)
-    taken = [0.0] * len(found.bundles)
-    for seat in (*found.learner, *found.samplers, *found.scorers["a"], *found.scorers["b"]):
-        taken[seat.bundle] += seat.share
-    assert max(taken) <= 1 + 1e-9
-    assert len({seat.bundle for seat in found.samplers}) == 3, "engines of one role do not share"
+    assert found.shared and found.total("GPU") == devices
+    for role in (found.learner, found.samplers, [*found.scorers["a"], *found.scorers["b"]]):
+        used = [(seat.bundle, device) for seat in role for device in seat.devices]
+        assert len(used) == len(set(used))
+        assert all(device < found.bundles[bundle]["GPU"] for bundle, device in used)
 
 
 def test_without_gpus_a_device_is_a_core(tmp_path: Path) -> None:

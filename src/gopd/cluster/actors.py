@@ -52,11 +52,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs: the driver's folder, and which of how many of its group it is; they share a CPU's cores."""
+    """Where an actor runs: the driver's folder, and which of how many of its group it is; they share a CPU's cores.
+
+    `gpus` are the devices it is to use where several actors share them; None: those that Ray gives it.
+    """
 
     folder: str
     index: int
     count: int
+    gpus: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Actor:
 
     def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place) -> None:
         os.chdir(place.folder)
+        if place.gpus is not None:  # before CUDA is first used
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, place.gpus))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.count))
         keep_freed_memory()
         self.recipe, self.place = recipe, place
@@ -87,6 +93,14 @@ class Actor:
 
     def load(self) -> None:
         """Loads what it works with; the first call that an actor gets."""
+
+
+class Holder:
+    """Keeps the GPUs of a bundle for those who share them."""
+
+    def gpus(self) -> list[int]:
+        """Their numbers on this node."""
+        return [int(number) for number in ray.get_gpu_ids()]
 
 
 class LearnerRank(Actor):

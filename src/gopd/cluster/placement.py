@@ -9,16 +9,17 @@ from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
 
 @dataclass(frozen=True)
 class Seat:
-    """An actor's bundle, and its share of it."""
+    """An actor's bundle, and which of its devices it uses."""
 
     bundle: int
-    share: float
+    devices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bundles of resources, and the seats of every role's actors in them."""
+    """Bundles of resources, and the seats of every role's actors in them; `shared`: several actors use a device."""
 
+    shared: bool
     bundles: list[dict[str, int]]
     learner: list[Seat]
     samplers: list[Seat]
@@ -33,8 +34,7 @@ class Plan:
         scorers = sum(map(len, self.scorers.values()))
         each = max(max(bundle.values()) for bundle in self.bundles)
         engines = f"{len(self.samplers)} samplers" + (f" of {each} devices" if each > 1 else "")
-        actors = len(self.learner) + len(self.samplers) + scorers
-        together = ", which share devices" if len(self.bundles) < actors else ""
+        together = ", which share devices" if self.shared else ""
         return f"{len(self.learner)} learner ranks, {engines}, {scorers} scorers{together}"
 
 
@@ -50,30 +50,33 @@ def plan(recipe: AnyRecipe, *, gpu: bool) -> Plan:
         routes = [None]
     scorers = [route for route in routes for _ in range(section.scorers_per_teacher)]
     counts = (section.learner_ranks, section.sampler_replicas, len(scorers))
-    sizes = (1, width, 1)
+    widths = (1, width, 1)
     if section.colocate:
-        number = max(count * size // width for count, size in zip(counts, sizes, strict=True)) or 1
-        bundles = [_bundle(width, gpu)] * number
-        users = [0] * number
-        placed = []
-        for count, size in zip(counts, sizes, strict=True):
-            places = [i * size // width % number for i in range(count)]
-            for place in places:
-                users[place] += 1
-            placed.append(places)
-        seats = [[Seat(place, 1 / users[place]) for place in places] for places in placed]
+        wanted = max(count * each for count, each in zip(counts, widths, strict=True))
+        bundles = [_bundle(width, gpu)] * -(-wanted // width)
+        seats = [
+            [_shared_seat(i, each, width, len(bundles)) for i in range(count)]
+            for count, each in zip(counts, widths, strict=True)
+        ]
     else:
         bundles = [
-            _bundle(size, gpu) for count, size in zip(counts, sizes, strict=True) for _ in range(count)
+            _bundle(each, gpu) for count, each in zip(counts, widths, strict=True) for _ in range(count)
         ]
-        starts = [0, counts[0], counts[0] + counts[1]]
+        numbers = iter(range(len(bundles)))
         seats = [
-            [Seat(start + i, 1.0) for i in range(count)] for start, count in zip(starts, counts, strict=True)
+            [Seat(next(numbers), tuple(range(each))) for _ in range(count)]
+            for count, each in zip(counts, widths, strict=True)
         ]
     by_route: dict[str | None, list[Seat]] = {}
     for route, seat in zip(scorers, seats[2], strict=True):
         by_route.setdefault(route, []).append(seat)
-    return Plan(bundles, seats[0], seats[1], by_route)
+    return Plan(section.colocate, bundles, seats[0], seats[1], by_route)
+
+
+def _shared_seat(number: int, each: int, width: int, bundles: int) -> Seat:
+    """Actors of one role side by side: each on the next device, or the next `each` devices."""
+    first = number * each
+    return Seat(first // width % bundles, tuple(range(first % width, first % width + each)))
 
 
 def _bundle(devices: int, gpu: bool) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gopd.cluster.actors import LearnerRank, Place, SamplingEngine, TeacherEngine
+from gopd.cluster.actors import Holder, LearnerRank, Place, SamplingEngine, TeacherEngine
 from gopd.cluster.learning import LearnerGroup
 from gopd.cluster.nodes import check_devices, has_gpus, joined
 from gopd.cluster.placement import Seat, plan
@@ -39,7 +39,7 @@ class ClusterRoles(Roles):
         self._adopted = 0
         with ExitStack() as stack:
             stack.enter_context(joined(address, plan(recipe, gpu=False).total("CPU")))
-            gpu = has_gpus() and recipe.train.device != "cpu"
+            self._gpu = gpu = has_gpus() and recipe.train.device != "cpu"
             self.plan = plan(recipe, gpu=gpu)
             narrow = recipe.train.compute_dtype == "bfloat16" or (
                 recipe.train.compute_dtype == "auto" and gpu
@@ -52,6 +52,7 @@ class ClusterRoles(Roles):
                     f"the cluster's devices are taken: {self.plan.describe()} did not get theirs within "
                     f"{section.timeout:.0f} s"
                 )
+            self._held = self._hold()
             self._start()
             self._stack = stack.pop_all()
 
@@ -78,24 +79,40 @@ class ClusterRoles(Roles):
 
     def _members(self, name: str, actor: type, seats: Sequence[Seat], *arguments: Any) -> list[Member]:
         """A group of actors, in their seats."""
-        places = [Place(os.getcwd(), i, len(seats)) for i in range(len(seats))]
         return [
-            Member(f"{name} {place.index}", self._maker(actor, seat, self.recipe, place, *arguments))
-            for place, seat in zip(places, seats, strict=True)
+            Member(f"{name} {i}", self._maker(actor, seat, self._place(seat, i, len(seats)), *arguments))
+            for i, seat in enumerate(seats)
         ]
 
-    def _maker(self, actor: type, seat: Seat, *arguments: Any) -> Callable[[], Any]:
-        """What makes one actor, again and again, in its seat."""
-        kind = "GPU" if any("GPU" in bundle for bundle in self.plan.bundles) else "CPU"
-        amount = seat.share * self.plan.bundles[seat.bundle][kind]
+    def _place(self, seat: Seat, index: int, count: int) -> Place:
+        held = self._held[seat.bundle] if self._held else None
+        return Place(os.getcwd(), index, count, None if held is None else [held[d] for d in seat.devices])
+
+    def _maker(self, actor: type, seat: Seat, place: Place, *arguments: Any) -> Callable[[], Any]:
+        """What makes one actor, again and again, in its seat. Where devices are shared Ray gives none of them away."""
+        amount = 0 if self.plan.shared else len(seat.devices)
         remote = ray.remote(concurrency_groups={HEALTH: 1})(actor).options(
-            num_cpus=amount if kind == "CPU" else 0,
-            num_gpus=amount if kind == "GPU" else 0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=seat.bundle
-            ),
+            num_cpus=0 if self._gpu else amount,
+            num_gpus=amount if self._gpu else 0,
+            scheduling_strategy=self._in(seat.bundle),
         )
-        return lambda: remote.remote(*arguments)
+        return lambda: remote.remote(self.recipe, place, *arguments)
+
+    def _in(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+
+    def _hold(self) -> list[list[int]]:
+        """The GPUs of every bundle, taken once by an actor of its own so that all others may share them."""
+        if not (self.plan.shared and self._gpu):
+            return []
+        self._holders = [
+            ray.remote(Holder)
+            .options(num_cpus=0, num_gpus=bundle["GPU"], scheduling_strategy=self._in(i))
+            .remote()
+            for i, bundle in enumerate(self.plan.bundles)
+        ]
+        held: list[list[int]] = ray.get([holder.gpus.remote() for holder in self._holders])
+        return held
 
     def publish(self, version: int) -> None:
         """Has the learner lay out its weights, those after step `version`, for samplers to take."""
