@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,22 @@ def test_responses_are_the_samplers_and_do_not_depend_on_the_other_problems(
     )
     text = model.tokenizer.decode(greedy[0].ids, skip_special_tokens=True)
     assert records(tmp_path / "greedy" / name / "gsm8k")[0]["response"] == text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_gives_the_same_greedy_answers(make_model: MakeModel, data: Path, tmp_path: Path) -> None:
+    folder, task = make_model(9, head_dim=32), TASKS["gsm8k"]
+    greedy = options(data, sampling=SamplingSection(top_k=1))
+    evaluate([str(folder)], [task], tmp_path / "torch", greedy)
+    evaluate([str(folder)], [task], tmp_path / "vllm", replace(greedy, engine="vllm"))
+    own, other = (
+        {
+            (r["problem"], r["sample"]): (r["response"], r["finished"])
+            for r in records(tmp_path / e / folder.name / "gsm8k")
+        }
+        for e in ("torch", "vllm")
+    )
+    assert own == other and len(set(own.values())) > 1
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(

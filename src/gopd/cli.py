@@ -214,6 +214,7 @@ def _add_evaluation(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("--max-tokens", type=int, default=16384, help="of a response (16384)")
     add("--seed", type=int, default=0, help="(0)")
     add("--slots", type=int, default=64, help="responses drawn side by side (64)")
+    add("--engine", choices=("torch", "vllm"), default="torch", help="what draws them")
     add("--system", metavar="TEXT", help="system text before the problem")
     add("--thinking", action=argparse.BooleanOptionalAction, help="the chat template's thinking switch")
     add("--completion", action="store_true", help="plain prompts, for models without a chat template")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 Estimator = Literal["sampled", "topk", "full"]
+Engine = Literal["torch", "vllm"]
 Overlong = Literal["drop", "truncate", "error"]
 Positive = typing.Annotated[int, Field(gt=0)]
 NonNegative = typing.Annotated[int, Field(ge=0)]
@@ -158,7 +159,7 @@ class VllmSection(Section):
 class SamplerSection(SamplingSection):
     """The engine that draws the student's responses."""
 
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: Engine = "torch"
     """torch: decodes with the learner's own weights; vllm: an engine of its own, brought up to date after each step."""
     samples_per_prompt: Positive = 1
     slots: Positive = 64

@@ -36,6 +36,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
         seed=options.seed,
         slots=options.slots,
+        engine=options.engine,
         view=View(system=options.system, enable_thinking=options.thinking),
         completion=options.completion,
         reading=_reading(options, options.limit),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from gopd.evaluate.problem import Problem, Reading
 from gopd.evaluate.results import Key, TaskResults
 from gopd.evaluate.show import table
 from gopd.evaluate.tasks import MAX_TOKENS, Task
-from gopd.model import LanguageModel, context_length, load_model, load_tokenizer, model_source
-from gopd.sampler import Request, Response
+from gopd.model import context_length, describe, load_model, load_tokenizer, model_source
+from gopd.sampler import Request, Response, Sampler
 from gopd.sampler.torch import TorchSampler
-from gopd.sections import ModelSpec, SamplingSection, View
+from gopd.sampler.vllm import VllmSampler
+from gopd.sections import Engine, ModelSpec, SamplingSection, View, VllmSection
 from gopd.setup import choose_device
 from gopd.types import Prompt
 
@@ -44,6 +46,7 @@ class Options:
     max_tokens: int = MAX_TOKENS
     seed: int = 0
     slots: int = 64
+    engine: Engine = "torch"
     view: View = field(default_factory=View)
     completion: bool = False
     reading: Reading = field(default_factory=Reading)
@@ -133,6 +136,8 @@ def _job(
     texts = tokenizer.batch_decode(prompts)
     view = {name: value for name, value in options.view if name in ("system", "enable_thinking")}
     sampling = options.sampling.model_dump() | {"max_tokens": options.max_tokens, "seed": options.seed}
+    if options.engine != "torch":
+        sampling["engine"] = options.engine
     settings = {
         **{"task": task.name, "model": model, "weights": _fingerprint(model), "gopd": __version__},
         **{"prompt": view | {"completion": options.completion}, "sampling": sampling},
@@ -181,27 +186,48 @@ def _fingerprint(model: str) -> str:
 
 def _answer(model: str, jobs: Sequence[_Job], options: Options, display: Display) -> None:
     """Samples and grades what is missing of all tasks of one model."""
-    language_model: LanguageModel | None = None
-    with display.run(len(jobs), 0, f"{Path(model).name}: suites"):
+    engine: tuple[Sampler, PreTrainedTokenizerBase] | None = None
+    with ExitStack() as stack, display.run(len(jobs), 0, f"{Path(model).name}: suites"):
         for job in jobs:
             job.results.open(job.settings)
             with Grader(job.results, {problem.id: problem for problem in job.problems}) as grader:
                 known = [key for key in job.wanted() if key in job.results.records]
                 grader.submit(key for key in known if "reason" not in job.results.records[key])
                 if len(known) < len(job.wanted()):
-                    language_model = language_model or _loaded(model)
-                    _sample(language_model, job, options, grader, display)
+                    engine = engine or _engine(model, jobs, options, stack)
+                    _sample(*engine, job, options, grader, display)
                 grader.wait(display, f"{job.task.name}: grading")
             job.results.close([problem.id for problem in job.problems])
             display.advance()
 
 
-def _loaded(model: str) -> LanguageModel:
+def _engine(
+    model: str, jobs: Sequence[_Job], options: Options, stack: ExitStack
+) -> tuple[Sampler, PreTrainedTokenizerBase]:
+    """What answers for a model, until the stack is closed, and its tokenizer."""
     device, dtype = choose_device("auto", "auto")
-    return load_model(ModelSpec(model=model), model, device=device, dtype=dtype).freeze()
+    spec = ModelSpec(model=model)
+    if options.engine == "torch":
+        loaded = load_model(spec, model, device=device, dtype=dtype).freeze()
+        return TorchSampler(loaded, options.slots), loaded.tokenizer
+    described = describe(spec, model)
+    longest = max(len(prompt) for job in jobs for prompt in job.prompts) + options.max_tokens
+    section = VllmSection(max_sequences=options.slots)
+    sampler = VllmSampler(
+        spec, described.eos_ids, section, max_tokens=longest, device=device, dtype=dtype, seed=options.seed
+    )
+    stack.callback(sampler.close)
+    return sampler, described.tokenizer
 
 
-def _sample(model: LanguageModel, job: _Job, options: Options, grader: Grader, display: Display) -> None:
+def _sample(
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    job: _Job,
+    options: Options,
+    grader: Grader,
+    display: Display,
+) -> None:
     """Draws the missing responses; each is kept, and goes to its grader, as soon as it is finished."""
     rows = [(i, n) for i in range(len(job.problems)) for n in range(job.samples)]
     rows = [(i, n) for i, n in rows if (job.problems[i].id, n) not in job.results.records]
@@ -216,14 +242,14 @@ def _sample(model: LanguageModel, job: _Job, options: Options, grader: Grader, d
         job.results.sampled(
             {
                 **{"problem": key[0], "sample": n, "prompt": job.texts[i]},
-                "response": model.tokenizer.decode(response.ids, skip_special_tokens=True),
+                "response": tokenizer.decode(response.ids, skip_special_tokens=True),
                 **{"tokens": len(response.ids), "finished": response.finished},
             }
         )
         grader.submit([key])
 
     with display.phase(f"{job.task.name}: sampling", len(requests)) as bar:
-        TorchSampler(model, options.slots).sample(requests, options.sampling, bar.sampled, finished)
+        sampler.sample(requests, options.sampling, bar.sampled, finished)
 
 
 def _number(job: _Job, i: int) -> int:
