@@ -23,6 +23,7 @@ from gopd.sections import (
     Positive,
     ReferenceSection,
     SamplerSection,
+    ScoringSection,
     Section,
     StudentSection,
     TeacherSection,
@@ -66,6 +67,7 @@ class SampledRecipe(Recipe):
     grpo: GrpoSection = GrpoSection()
     correction: CorrectionSection = CorrectionSection()
     sampler: SamplerSection = SamplerSection()
+    scoring: ScoringSection = ScoringSection()
 
     def has_teacher(self, route: str | None) -> bool:
         """Whether a teacher scores this route's rows."""

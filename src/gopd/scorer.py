@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from gopd import views
+from gopd.frozen import FrozenModels
 from gopd.logprobs import Projection, Target
-from gopd.model import LanguageModel, load_model, model_source
+from gopd.model import LanguageModel
 from gopd.packing import micro_batches, pack
 from gopd.recipe import OpdRecipe, SampledRecipe
 from gopd.roles import Done, Scoring, silent
+from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sampler.torch import TorchSampler
-from gopd.sections import ModelSpec, ReferenceSection, View
+from gopd.sections import ReferenceSection, SamplingSection, StudentSection, TeacherSection, View
 from gopd.types import HiddenHere, Rollout, Scores
 
 
@@ -46,6 +48,19 @@ class Route:
     reference: Seat | None
     reward_scale: float
 
+    @property
+    def seats(self) -> list[Seat]:
+        """Who scores a row."""
+        return [self.teacher] if self.reference is None else [self.teacher, self.reference]
+
+    @property
+    def models(self) -> list[LanguageModel]:
+        """Models that are needed side by side."""
+        return [seat.model for seat in self.seats]
+
+
+Named = TeacherSection | ReferenceSection | StudentSection
+"""Where a frozen model is named in the recipe."""
 
 TEACHER_SLOTS = 64
 """Rows that a teacher decodes side by side."""
@@ -55,6 +70,7 @@ class Scorer:
     """Teachers and references of a recipe; some `teachers` only where they are named.
 
     The base under the `student`'s adapters serves as reference; where the student is elsewhere (None) it is loaded.
+    With `scoring.memory_gb` models take turns in memory, each coming in once in a batch.
     `forwards` counts the rows that each model has seen, by model name, so that waste shows.
     """
 
@@ -68,18 +84,20 @@ class Scorer:
         teachers: Sequence[str] | None = None,
     ) -> None:
         self._recipe = recipe
+        self._base = student if student is not None and student.adapters is not None else None
         self.student = student
         self._device, self._dtype = device, dtype
-        self._loaded: dict[tuple[str, str | None], LanguageModel] = {}
+        limit = recipe.scoring.memory_gb
+        budget = None if limit is None else int(limit * 1e9)
+        self.frozen = FrozenModels(device=device, dtype=dtype, budget=budget)
         self.forwards: Counter[str] = Counter()
         self._without_teacher = {*recipe.reward_routes} if isinstance(recipe, OpdRecipe) else set[str]()
-        self.routes: dict[str | None, Route] = {}
+        names: list[str | None] = [None]
         if isinstance(recipe, OpdRecipe):
-            self.routes |= {
-                n: self._route(recipe, n) for n in (recipe.teachers if teachers is None else teachers)
-            }
-        else:
-            self.routes[None] = Route(self._reference(recipe.reference, "reference"), None, 1.0)
+            names = [*(recipe.teachers if teachers is None else teachers)]
+        for name in names:
+            self.frozen.check(self._specs(name))
+        self.routes: dict[str | None, Route] = {name: self._route(name) for name in names}
 
     def begin(self, *, temperature: float, keep_hidden: bool) -> Scoring:
         """The scoring of a batch; here it waits until all rows are there, as sampling needs the processor."""
@@ -87,7 +105,7 @@ class Scorer:
 
     def sampler(self, teacher: str) -> TorchSampler:
         """Lets a teacher answer."""
-        return TorchSampler(self.routes[teacher].teacher.model, TEACHER_SLOTS)
+        return _FrozenSampler(self.routes[teacher].teacher.model, self.frozen)
 
     def score(
         self,
@@ -130,11 +148,13 @@ class Scorer:
         """Yields (route, row numbers, target over their response tokens end to end), micro-batch by micro-batch."""
         known = self.routes.keys() | self._without_teacher
         assert all(r.prompt.route in known for r in rollouts), "a rollout without a teacher"
-        for name, route in self.routes.items():
+        named = {r.prompt.route for r in rollouts}
+        order = self.frozen.order({n: route.models for n, route in self.routes.items() if n in named})
+        for place, name in enumerate(order):
+            route, later = self.routes[name], [self.routes[n].models for n in order[place + 1 :]]
+            self.frozen.use(route.models, [model for models in later for model in models])
             rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
-            if not rows:
-                continue
-            seats = [route.teacher] if route.reference is None else [route.teacher, route.reference]
+            seats = route.seats
             prompts = [self.prompt_ids(seat, [rollouts[i] for i in rows]) for seat in seats]
             responses = [rollouts[i].response_ids for i in rows]
             longest = [max(views, key=len) for views in zip(*prompts, strict=True)]
@@ -149,8 +169,9 @@ class Scorer:
                 yield name, [rows[g] for g in group], target
 
     def heads(self, route: str | None) -> tuple[Tensor, Tensor | None]:
-        """The heads [V, D] of a route's teacher and reference."""
+        """The heads [V, D] of a route's teacher and reference, to be used before the next call or scoring."""
         seats = self.routes[route]
+        self.frozen.use(seats.models)
         return seats.teacher.model.head_VD, None if seats.reference is None else seats.reference.model.head_VD
 
     def prompt_ids(self, seat: Seat, rollouts: Sequence[Rollout]) -> list[list[int]]:
@@ -164,33 +185,57 @@ class Scorer:
         with seat.as_frozen():
             return seat.model.project(pack(prompts, responses, self._device))
 
-    def _route(self, recipe: OpdRecipe, name: str) -> Route:
-        reward_scale = recipe.reward_scale(name)
-        teacher = Seat(self._load(recipe.teachers[name], f"teacher {name}"), recipe.teacher_view(name))
-        if reward_scale == 1:
-            return Route(teacher, None, reward_scale)
-        return Route(
-            teacher, self._reference(recipe.reference_of(name), f"reference of {name}"), reward_scale
-        )
+    def _specs(self, name: str | None) -> dict[str, Named]:
+        """What a route loads, teacher first, by its role in messages; the base under adapters is there already."""
+        recipe, specs = self._recipe, dict[str, Named]()
+        own, role = recipe.reference, "reference"
+        if isinstance(recipe, OpdRecipe) and name is not None:
+            specs[f"teacher {name}"] = recipe.teachers[name]
+            if recipe.reward_scale(name) == 1:
+                return specs
+            own, role = recipe.reference_of(name), f"reference of {name}"
+        if own is not None:
+            specs[role] = own
+        elif self._base is None:
+            specs["reference (student's initial weights)"] = recipe.student
+        return specs
 
-    def _reference(self, spec: ReferenceSection | None, role: str) -> Seat:
-        view = self._recipe.student.view
-        if spec is not None:
-            return Seat(self._load(spec, role), spec.view or view)
-        if self.student is not None and self.student.adapters is not None:
-            return Seat(self.student, view, adapters_off=True)
-        return Seat(self._load(self._recipe.student, "reference (student's initial weights)"), view)
-
-    def _load(self, spec: ModelSpec, role: str) -> LanguageModel:
-        key = (model_source(spec, role), spec.revision)
-        if key not in self._loaded:
-            self._loaded[key] = load_model(spec, role, device=self._device, dtype=self._dtype).freeze()
-        return self._loaded[key]
+    def _route(self, name: str | None) -> Route:
+        view, scale = self._recipe.student.view, 1.0
+        seats = [
+            Seat(self.frozen.get(spec, role), spec.view or view) for role, spec in self._specs(name).items()
+        ]
+        if isinstance(self._recipe, OpdRecipe) and name is not None:
+            scale = self._recipe.reward_scale(name)
+        needed = 1 if name is None or scale == 1 else 2
+        if len(seats) < needed:
+            assert self._base is not None
+            seats.append(Seat(self._base, view, adapters_off=True))
+        return Route(seats[0], seats[1] if needed == 2 else None, scale)
 
     @property
     def models(self) -> list[LanguageModel]:
-        """The distinct frozen models in memory."""
-        return list(self._loaded.values())
+        """The distinct frozen models that were loaded."""
+        return self.frozen.models
+
+
+class _FrozenSampler(TorchSampler):
+    """A teacher's answers; its weights come into memory when it is asked."""
+
+    def __init__(self, model: LanguageModel, frozen: FrozenModels) -> None:
+        super().__init__(model, TEACHER_SLOTS)
+        self._frozen = frozen
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingSection,
+        progress: Progress,
+        finished: Finished = nothing,
+    ) -> list[Response]:
+        """Answers every request, in order."""
+        self._frozen.use([self.model])
+        return super().sample(requests, sampling, progress, finished)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,13 @@ class SamplingSection(Section):
     """0: no limit."""
 
 
+class ScoringSection(Section):
+    """How teachers and references share memory."""
+
+    memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Memory for the weights of teachers and references, in 10^9 bytes; models beyond it take turns. None: no limit."""
+
+
 class VllmSection(Section):
     """How vLLM is set up; `sampler.engine: vllm` only."""
 
