@@ -1,14 +1,15 @@
 """Frozen models in memory: one for all who name the same weights, and no more at a time than a budget allows.
 
 A model whose weights are not in memory keeps its shape: each parameter is one NaN, repeated, so that using it by
-mistake cannot go unseen. Its weights come back from its files, without Transformers, in a thread of their own while
-other models compute.
+mistake cannot go unseen. Its weights come back from its files, by memory mapping and without Transformers, in a thread
+of their own while other models compute.
 """
 
 from __future__ import annotations
 
 import filecmp
 import json
+import mmap
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -240,7 +241,10 @@ class _Member:
             parameter.data = weights[name]
 
     def read(self) -> Weights:
-        """The weights in new memory on the model's device. Raises RunFailed when the files are not what they were."""
+        """The weights on the model's device, mapped from the files where nothing is converted.
+
+        Raises RunFailed when the files are not what they were.
+        """
         if self._host is not None:
             return {n: w.to(self._device, copy=True, non_blocking=True) for n, w in self._host.items()}
         try:
@@ -254,7 +258,7 @@ class _Member:
             for path in self._files():
                 with safe_open(path, "pt") as file:
                     for name in dtypes.keys() & {*file.keys()}:
-                        found[name] = file.get_tensor(name).to(self._device, dtypes[name], copy=True)
+                        found[name] = _present(file.get_tensor(name).to(self._device, dtypes[name]))
         except (OSError, SafetensorError, BadInput) as error:
             raise RunFailed(f"{self.model.name}: its weights cannot be read again: {error}") from error
         if missing := sorted(dtypes.keys() - found.keys()):
@@ -319,6 +323,13 @@ def free_memory() -> int:
 
 def _content(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir() if path.suffix in CONTENT and path.is_file()}
+
+
+def _present(weight: Tensor) -> Tensor:
+    """A weight whose pages are in memory: what is mapped from a file is only read when it is touched."""
+    if weight.device.type == "cpu":
+        weight.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+    return weight
 
 
 def _to_host(weight: Tensor, pin: bool) -> Tensor:
