@@ -1,10 +1,11 @@
-"""Frozen models: loaded once, shared, and each row scored by its own teacher (and reference) only."""
+"""Each row scored by its own teacher (and reference) only, in this process or by servers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,53 +15,20 @@ from torch import Tensor
 from gopd import views
 from gopd.frozen import FrozenModels
 from gopd.logprobs import Projection, Target
-from gopd.model import LanguageModel
+from gopd.model import LanguageModel, load_tokenizer
 from gopd.packing import micro_batches, pack
 from gopd.recipe import OpdRecipe, SampledRecipe
+from gopd.remote import Server
 from gopd.roles import Done, Scoring, silent
-from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sampler.torch import TorchSampler
-from gopd.sections import ReferenceSection, SamplingSection, StudentSection, TeacherSection, View
+from gopd.seats import FrozenSampler, Part, RemoteSeat, Route, Seat
+from gopd.sections import FrozenSection, RemoteSection, StudentSection
 from gopd.types import HiddenHere, Rollout, Scores
 
-
-@dataclass(frozen=True)
-class Seat:
-    """A frozen model as one role uses it: with a view of the prompt. `adapters_off`: the base under LoRA."""
-
-    model: LanguageModel
-    view: View
-    adapters_off: bool = False
-
-    def as_frozen(self) -> AbstractContextManager[None]:
-        """Inside, the model is frozen weights only."""
-        return self.model.without_adapters() if self.adapters_off else nullcontext()
-
-
-@dataclass(frozen=True)
-class Route:
-    """One teacher with what belongs to it. `reference` is None exactly when λ = 1.
-
-    With method grpo there is one route, None, and the reference stands in the teacher's place.
-    """
-
-    teacher: Seat
-    reference: Seat | None
-    reward_scale: float
-
-    @property
-    def seats(self) -> list[Seat]:
-        """Who scores a row."""
-        return [self.teacher] if self.reference is None else [self.teacher, self.reference]
-
-    @property
-    def models(self) -> list[LanguageModel]:
-        """Models that are needed side by side."""
-        return [seat.model for seat in self.seats]
-
-
-Named = TeacherSection | ReferenceSection | StudentSection
+Named = FrozenSection | StudentSection
 """Where a frozen model is named in the recipe."""
+Known = dict[str, Tensor]
+"""Numbers of a row's response tokens: `teacher`, `reference`, `partition`."""
 
 TEACHER_SLOTS = 64
 """Rows that a teacher decodes side by side."""
@@ -71,6 +39,7 @@ class Scorer:
 
     The base under the `student`'s adapters serves as reference; where the student is elsewhere (None) it is loaded.
     With `scoring.memory_gb` models take turns in memory, each coming in once in a batch.
+    Servers are asked while the models here compute; `gopd.setup` tries them out beforehand.
     `forwards` counts the rows that each model has seen, by model name, so that waste shows.
     """
 
@@ -95,8 +64,10 @@ class Scorer:
         names: list[str | None] = [None]
         if isinstance(recipe, OpdRecipe):
             names = [*(recipe.teachers if teachers is None else teachers)]
+        self._servers: dict[tuple[RemoteSection, str], Server] = {}
         for name in names:
-            self.frozen.check(self._specs(name))
+            here = {role: spec for role, spec in self._specs(name).items() if server_of(spec) is None}
+            self.frozen.check(here)
         self.routes: dict[str | None, Route] = {name: self._route(name) for name in names}
 
     def begin(self, *, temperature: float, keep_hidden: bool) -> Scoring:
@@ -105,7 +76,9 @@ class Scorer:
 
     def sampler(self, teacher: str) -> TorchSampler:
         """Lets a teacher answer."""
-        return _FrozenSampler(self.routes[teacher].teacher.model, self.frozen)
+        seat = self.routes[teacher].teacher
+        assert isinstance(seat, Seat), "the recipe is refused"
+        return FrozenSampler(seat.model, self.frozen, TEACHER_SLOTS)
 
     def score(
         self,
@@ -117,44 +90,103 @@ class Scorer:
     ) -> list[Scores | None]:
         """Scores every rollout under its own route, in order; None for routes without a teacher.
 
-        With `keep_hidden` no head is applied: hidden states are returned for the learner to project.
-        `done` is called with the number of rows finished after each forward.
+        With `keep_hidden` no head is applied: hidden states are returned for the learner to project, and None for
+        routes with a server, which has none to give. `done` is called with the number of rows finished after each
+        forward or answer. Raises RunFailed when a server does not answer.
         """
+        if keep_hidden:
+            return self._hidden(rollouts, done)
+        known: list[Known] = [{} for _ in rollouts]
+        finished = 0
+        with ExitStack() as servers:
+            asked = self._ask(rollouts, servers)
+            waiting = Counter(i for i, _, _ in asked)
+            for name, rows, target in self.targets(rollouts, self.routes.keys()):
+                self._add(known, name, rows, rollouts, target, temperature)
+                finished += sum(not waiting[i] for i in rows)
+                done(finished)
+            for i, part, answer in asked:
+                known[i][part] = answer.result()
+                waiting[i] -= 1
+                finished += not waiting[i]
+                done(finished)
+        return [self._scores(r.prompt.route, row) for r, row in zip(rollouts, known, strict=True)]
+
+    def _ask(self, rollouts: Sequence[Rollout], servers: ExitStack) -> list[tuple[int, Part, Future[Tensor]]]:
+        """Sends rows to the servers that score them: (row number, for whom, answer to come)."""
+        asked, opened = list[tuple[int, Part, Future[Tensor]]](), set[Server]()
+        for name, route in self.routes.items():
+            rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
+            for part, seat in route.parts if rows else []:
+                if isinstance(seat, Seat):
+                    continue
+                if seat.server not in opened:
+                    opened.add(servers.enter_context(seat.server))
+                self.forwards[seat.server.name] += len(rows)
+                for i, ids in zip(rows, self.prompt_ids(seat, [rollouts[i] for i in rows]), strict=True):
+                    asked.append((i, part, seat.server.submit(ids, rollouts[i].response_ids)))
+        return asked
+
+    def _add(
+        self,
+        known: list[Known],
+        name: str | None,
+        rows: list[int],
+        rollouts: Sequence[Rollout],
+        target: Target,
+        temperature: float,
+    ) -> None:
+        """What the models here say about some rows of a route; log Z where teacher and reference are both here."""
+        responses = [rollouts[i].response_ids for i in rows]
+        ids_T = torch.tensor([t for response in responses for t in response], device=self._device)
+        seen = target.score(ids_T, temperature)
+        numbers = (seen.teacher_logprobs_T, seen.reference_logprobs_T, seen.log_partition_T)
+        here: list[Part] = [part for part, seat in self.routes[name].parts if isinstance(seat, Seat)]
+        for part, values_T in zip((*here, "partition"), numbers, strict=False):
+            if values_T is not None:
+                for i, values_R in zip(rows, values_T.split(list(map(len, responses))), strict=True):
+                    known[i][part] = values_R.cpu()
+
+    def _scores(self, name: str | None, known: Known) -> Scores | None:
+        if not known:
+            return None
+        if name is None:
+            return Scores(None, 0.0, reference_logprobs_R=known["teacher"])
+        numbers = (known.get("teacher"), known.get("reference"), known.get("partition"))
+        return Scores(name, self.routes[name].reward_scale, *numbers)
+
+    def _hidden(self, rollouts: Sequence[Rollout], done: Done) -> list[Scores | None]:
         scores: dict[int, Scores] = {}
-        for route, rows, target in self.targets(rollouts):
+        here = [name for name, route in self.routes.items() if route.is_local]
+        for name, rows, target in self.targets(rollouts, here):
             lengths = [len(rollouts[i].response_ids) for i in rows]
-            if keep_hidden:
-                pieces = zip(*(_cut(h, lengths) for h in _hidden(target)), strict=True)
-                for i, (teacher_RD, reference_RD) in zip(rows, pieces, strict=True):
-                    scores[i] = Scores(
-                        route, target.reward_scale, hidden=HiddenHere(teacher_RD, reference_RD)
-                    )
-            else:
-                ids_T = torch.tensor([t for i in rows for t in rollouts[i].response_ids], device=self._device)
-                seen = target.score(ids_T, temperature)
-                numbers = (seen.teacher_logprobs_T, seen.reference_logprobs_T, seen.log_partition_T)
-                pieces = zip(*(_cut(n, lengths) for n in numbers), strict=True)
-                for i, three in zip(rows, pieces, strict=True):
-                    found = [None if n is None else n.cpu() for n in three]
-                    if route is None:
-                        scores[i] = Scores(None, 0.0, reference_logprobs_R=found[0])
-                    else:
-                        scores[i] = Scores(route, target.reward_scale, *found)
+            teacher_RD = target.teacher.hidden_TD.split(lengths)
+            reference_RD = (
+                [None] * len(rows) if target.reference is None else target.reference.hidden_TD.split(lengths)
+            )
+            for i, *states in zip(rows, teacher_RD, reference_RD, strict=True):
+                scores[i] = Scores(name, target.reward_scale, hidden=HiddenHere(*states))
             done(len(scores))
         return [scores.get(i) for i in range(len(rollouts))]
 
     @torch.no_grad()
-    def targets(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[str | None, list[int], Target]]:
-        """Yields (route, row numbers, target over their response tokens end to end), micro-batch by micro-batch."""
+    def targets(
+        self, rollouts: Sequence[Rollout], names: Collection[str | None]
+    ) -> Iterator[tuple[str | None, list[int], Target]]:
+        """Yields (route, row numbers, target over their response tokens end to end), micro-batch by micro-batch.
+
+        Of the named routes, as far as they are in this process: where the reference or the teacher is behind a server,
+        the target is the other one alone.
+        """
         known = self.routes.keys() | self._without_teacher
         assert all(r.prompt.route in known for r in rollouts), "a rollout without a teacher"
-        named = {r.prompt.route for r in rollouts}
-        order = self.frozen.order({n: route.models for n, route in self.routes.items() if n in named})
+        named = {r.prompt.route for r in rollouts} & {*names}
+        order = self.frozen.order({n: r.models for n, r in self.routes.items() if n in named and r.local})
         for place, name in enumerate(order):
             route, later = self.routes[name], [self.routes[n].models for n in order[place + 1 :]]
             self.frozen.use(route.models, [model for models in later for model in models])
             rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
-            seats = route.seats
+            seats = route.local
             prompts = [self.prompt_ids(seat, [rollouts[i] for i in rows]) for seat in seats]
             responses = [rollouts[i].response_ids for i in rows]
             longest = [max(views, key=len) for views in zip(*prompts, strict=True)]
@@ -163,22 +195,24 @@ class Scorer:
                     self._project(seat, [ids[g] for g in group], [responses[g] for g in group])
                     for seat, ids in zip(seats, prompts, strict=True)
                 ]
-                target = Target(
-                    projections[0], projections[1] if len(seats) > 1 else None, route.reward_scale
-                )
+                both = len(seats) > 1
+                scale = route.reward_scale if both else 1.0
+                target = Target(projections[0], projections[1] if both else None, scale)
                 yield name, [rows[g] for g in group], target
 
     def heads(self, route: str | None) -> tuple[Tensor, Tensor | None]:
         """The heads [V, D] of a route's teacher and reference, to be used before the next call or scoring."""
         seats = self.routes[route]
+        assert seats.is_local, "servers have no heads to give"
         self.frozen.use(seats.models)
-        return seats.teacher.model.head_VD, None if seats.reference is None else seats.reference.model.head_VD
+        heads = [model.head_VD for model in seats.models]
+        return heads[0], heads[1] if len(heads) > 1 else None
 
-    def prompt_ids(self, seat: Seat, rollouts: Sequence[Rollout]) -> list[list[int]]:
+    def prompt_ids(self, seat: Seat | RemoteSeat, rollouts: Sequence[Rollout]) -> list[list[int]]:
         """The rollouts' prompts as a seat sees them."""
         if seat.view == self._recipe.student.view:
             return [r.prompt_ids for r in rollouts]
-        return views.render(seat.view, [r.prompt for r in rollouts], seat.model.tokenizer)
+        return views.render(seat.view, [r.prompt for r in rollouts], seat.tokenizer)
 
     def _project(self, seat: Seat, prompts: list[list[int]], responses: list[list[int]]) -> Projection:
         self.forwards[seat.model.name] += len(prompts)
@@ -201,41 +235,26 @@ class Scorer:
         return specs
 
     def _route(self, name: str | None) -> Route:
-        view, scale = self._recipe.student.view, 1.0
-        seats = [
-            Seat(self.frozen.get(spec, role), spec.view or view) for role, spec in self._specs(name).items()
-        ]
+        seats, scale = [self._seat(spec, role) for role, spec in self._specs(name).items()], 1.0
         if isinstance(self._recipe, OpdRecipe) and name is not None:
             scale = self._recipe.reward_scale(name)
         needed = 1 if name is None or scale == 1 else 2
         if len(seats) < needed:
             assert self._base is not None
-            seats.append(Seat(self._base, view, adapters_off=True))
+            seats.append(Seat(self._base, self._recipe.student.view, adapters_off=True))
         return Route(seats[0], seats[1] if needed == 2 else None, scale)
+
+    def _seat(self, spec: Named, role: str) -> Seat | RemoteSeat:
+        view, section = spec.view or self._recipe.student.view, server_of(spec)
+        if section is None:
+            return Seat(self.frozen.get(spec, role), view)
+        server = self._servers.setdefault((section, spec.model), Server(section, spec.model, role))
+        return RemoteSeat(server, view, load_tokenizer(spec, role))
 
     @property
     def models(self) -> list[LanguageModel]:
         """The distinct frozen models that were loaded."""
         return self.frozen.models
-
-
-class _FrozenSampler(TorchSampler):
-    """A teacher's answers; its weights come into memory when it is asked."""
-
-    def __init__(self, model: LanguageModel, frozen: FrozenModels) -> None:
-        super().__init__(model, TEACHER_SLOTS)
-        self._frozen = frozen
-
-    def sample(
-        self,
-        requests: Sequence[Request],
-        sampling: SamplingSection,
-        progress: Progress,
-        finished: Finished = nothing,
-    ) -> list[Response]:
-        """Answers every request, in order."""
-        self._frozen.use([self.model])
-        return super().sample(requests, sampling, progress, finished)
 
 
 @dataclass(frozen=True)
@@ -252,9 +271,6 @@ class _Whole:
         return self.score(rollouts, done=done)
 
 
-def _hidden(target: Target) -> tuple[Tensor, Tensor | None]:
-    return target.teacher.hidden_TD, None if target.reference is None else target.reference.hidden_TD
-
-
-def _cut(values: Tensor | None, lengths: list[int]) -> list[Tensor] | list[None]:
-    return [None] * len(lengths) if values is None else list(values.split(lengths))
+def server_of(spec: Named) -> RemoteSection | None:
+    """The server that scores in a model's place, if there is one."""
+    return spec.server if isinstance(spec, FrozenSection) else None
