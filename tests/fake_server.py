@@ -19,9 +19,6 @@ import torch
 from conftest import tiny_tokenizer
 from tiny import plain64
 
-SLOW = 1.5
-"""Seconds that a slow answer takes."""
-
 
 class FakeServer:
     """One model under one name. What is set on it changes the answers to come."""
@@ -31,7 +28,8 @@ class FakeServer:
         self.model = plain64(folder)  # not in a thread: Transformers' loading is not made for it
         self.troubles: list[int | str] = []
         """What happens to the next requests for log-probs: a status, `reset` or `slow`."""
-        self.delay = 0.0
+        self.delay, self.slow = 0.0, 1.5
+        """Seconds that any answer takes, and a slow one."""
         self.key: str | None = None
         self.answer: Any = None
         self.tokens: list[int] | None = [*tiny_tokenizer()(TEXT, add_special_tokens=False)["input_ids"]]
@@ -129,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             fake.at_work += 1
             fake.most_at_a_time = max(fake.most_at_a_time, fake.at_work)
         fake.working.set()
-        time.sleep(SLOW if trouble == "slow" else fake.delay)
+        time.sleep(fake.slow if trouble == "slow" else fake.delay)
         status, answer = self._answer(body, trouble)
         with fake.lock:
             fake.at_work -= 1

@@ -189,11 +189,15 @@ def test_after_the_retries_it_is_said_who_did_not_answer(
 
 def test_pauses_grow_up_to_a_limit(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
+
+    async def sleep(pause: float) -> None:
+        pauses.append(pause)
+
     monkeypatch.setattr(remote, "BACKOFF", 0.5)
     monkeypatch.setattr(remote.random, "uniform", lambda low, high: 1.0)
     fake.troubles = [500] * 99
     with server_of(fake, retries=9) as server:
-        monkeypatch.setattr(server._given_up, "wait", lambda pause: bool(pauses.append(pause)))
+        monkeypatch.setattr(remote.asyncio, "sleep", sleep)
         with pytest.raises(RunFailed, match="10 attempts"):
             server.logprobs(PROMPT, RESPONSE)
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
@@ -208,12 +212,12 @@ def test_what_will_not_pass_is_not_tried_again(fake: FakeServer) -> None:
 def test_one_failure_ends_the_batch_soon(
     fake: FakeServer, mixed: dict[str, Any], student_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that wait for a retry are not waited for."""
+    """Neither for rows that wait for another attempt, nor for those whose answers are slow."""
     monkeypatch.setattr(remote, "BACKOFF", 60.0)
     recipe = opd_recipe(student_folder, mixed)
     rows = make_rollouts(recipe, load(student_folder), list(mixed))
     scorer = Scorer(recipe, None, device=CPU, dtype=torch.float32)
-    fake.troubles = [400] + [503] * 99
+    fake.troubles, fake.slow = [400] + [503, "slow"] * 99, 60.0
     started = time.perf_counter()
     with pytest.raises(RunFailed, match="status 400"):
         scorer.score(rows, temperature=1.0)
@@ -269,7 +273,7 @@ def test_a_server_that_is_not_there_is_refused(fake: FakeServer, teacher_folder:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        refused(fake, teacher_folder, url, "3 attempts", "refused", url=url)
+        refused(fake, teacher_folder, url, "3 attempts", "ConnectError", url=url)
 
 
 def test_a_server_with_another_model_is_refused(fake: FakeServer, teacher_folder: Path) -> None:

@@ -56,9 +56,7 @@ class FrozenModels:
         self._host_copies = device.type == "cuda" if host_copies is None else host_copies
         self._members: dict[tuple[str, str | None], _Member] = {}
         self._by_model: dict[int, _Member] = {}
-        self._held: dict[
-            _Member, Future[Weights] | None
-        ] = {}  # least recently used first; a future: on its way
+        self._held: dict[_Member, Future[Weights] | None] = {}  # least recently used first; or on its way
         self._sizes: dict[tuple[str, str | None], int] = {}
         self._twins: dict[Path, Path] = {}
         self._thread: ThreadPoolExecutor | None = None

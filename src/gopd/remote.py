@@ -6,11 +6,12 @@ asks for one generated token, which is thrown away: servers refuse to generate n
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -64,24 +65,24 @@ class _Tokens(BaseModel):
 
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 class Refused(RunFailed):
-    """The server is there and does not do what it is asked; `status` is that of HTTP."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    """The server is there and does not do what it is asked."""
 
 
 class Server:
     """A model behind a URL. `role` is what messages call it, `model` its name where the recipe gives no other.
 
-    A context manager that holds connections and threads; everything else happens inside.
+    A context manager that holds connections, and a thread for all requests; everything else happens inside. Leaving it
+    ends requests that are still under way.
     """
 
-    _client: httpx.Client
-    _threads: ThreadPoolExecutor
+    _client: httpx.AsyncClient
+    _places: asyncio.Semaphore
+    _loop: asyncio.AbstractEventLoop
+    _thread: threading.Thread
 
     def __init__(self, section: RemoteSection, model: str, role: str) -> None:
         self.section = section
@@ -89,25 +90,35 @@ class Server:
         self.url = section.url.rstrip("/").removesuffix("/v1")
         self.role = role
         self.name = f"{role} ({self.model} at {self.url})"
-        self._given_up = threading.Event()
 
     def __enter__(self) -> Server:
-        self._given_up.clear()
-        self._client = httpx.Client(
+        self._client = httpx.AsyncClient(
             base_url=self.url,
             timeout=self.section.timeout,
-            limits=httpx.Limits(max_connections=self.section.concurrency),
+            limits=httpx.Limits(),  # none: `_places` sees to that
             headers=self._headers(),
         )
-        self._threads = ThreadPoolExecutor(self.section.concurrency, thread_name_prefix="remote")
+        self._places = asyncio.Semaphore(self.section.concurrency)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._given_up.set()
-        self._threads.shutdown(cancel_futures=True)
-        self._client.close()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        """Ends what is under way; nobody waits for it any more."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
 
     def _headers(self) -> dict[str, str]:
         variable = self.section.api_key_env
@@ -121,11 +132,17 @@ class Server:
 
     def submit(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Future[Tensor]:
         """What `logprobs` gives, when it is there; so many at a time as the recipe allows."""
-        return self._threads.submit(self.logprobs, prompt_ids, response_ids)
+        return self._start(self._logprobs(prompt_ids, response_ids))
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
         """Log-probs [R] of a response after a prompt, float32 on the CPU. Raises RunFailed when retries are used up."""
-        found = [token.logprob for token in self._tokens(prompt_ids, response_ids)]
+        return self.submit(prompt_ids, response_ids).result()
+
+    def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
+        found = [token.logprob for token in await self._tokens(prompt_ids, response_ids)]
         return torch.tensor([-torch.inf if value <= MINUS_INFINITY else value for value in found])
 
     def check(self, own: Description) -> Description:
@@ -144,7 +161,7 @@ class Server:
 
     def _room(self) -> int:
         """The most tokens that can be scored; a generated one must fit as well."""
-        models = {model.id: model for model in self._ask(_Models, "/v1/models").data}
+        models = {model.id: model for model in self._start(self._ask(_Models, "/v1/models")).result().data}
         if self.model not in models:
             raise BadInput(
                 f"{self.role}: the server at {self.url} has no model {self.model!r}, but "
@@ -159,7 +176,7 @@ class Server:
         step = max(1, last // min(SPREAD, room - 2))
         ids = [*range(0, last, step)[: room - 1], last]
         try:
-            tokens = self._tokens(ids[:1], ids[1:])
+            tokens = self._start(self._tokens(ids[:1], ids[1:])).result()
         except Refused as error:
             raise BadInput(f"{error}; ids up to {last} are in the vocabulary of the model folder") from error
         for index, token in zip(ids[1:], tokens, strict=True):
@@ -167,7 +184,7 @@ class Server:
             if theirs is not None and "\ufffd" not in mine + theirs and mine.strip() != theirs.strip():
                 raise self._other_vocabulary(f"id {index} is {theirs!r}, and {mine!r} in the model folder")
         try:
-            self._tokens(ids[:1], [own.logits])
+            self.logprobs(ids[:1], [own.logits])
         except Refused:
             pass
         else:
@@ -178,7 +195,7 @@ class Server:
         """Text becomes the same ids; where the server offers to show it."""
         body = {"model": self.model, "prompt": TEXT, "add_special_tokens": False}
         try:
-            theirs = self._ask(_Tokens, "/tokenize", body).tokens
+            theirs = self._start(self._ask(_Tokens, "/tokenize", body)).result().tokens
         except Refused:
             return
         mine = own.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
@@ -207,11 +224,12 @@ class Server:
                 "precision or a batch-invariant mode, or allow for it"
             )
 
-    def _tokens(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[_Token]:
+    async def _tokens(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[_Token]:
         """What the server says about each response token."""
         ids = [*prompt_ids, *response_ids]
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-        found = self._ask(_Completion, "/v1/completions", body).choices[0].prompt_logprobs
+        answer = await self._ask(_Completion, "/v1/completions", body)
+        found = answer.choices[0].prompt_logprobs
         if found is None:
             raise RunFailed(f"{self.name}: the answer has no prompt_logprobs; is it a vLLM server?")
         if len(found) != len(ids):
@@ -222,26 +240,28 @@ class Server:
             raise RunFailed(f"{self.name}: the answer is about other tokens than those that were sent")
         return scored
 
-    def _ask(self, form: type[Answer], path: str, body: Mapping[str, Any] | None = None) -> Answer:
+    async def _ask(self, form: type[Answer], path: str, body: Mapping[str, Any] | None = None) -> Answer:
         """The answer to one request, after retries where that may help. Raises RunFailed."""
         attempts, said = self.section.retries + 1, ""
-        for attempt in range(attempts):
-            if attempt:
-                pause = min(BACKOFF * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)
-                if self._given_up.wait(pause):
-                    break
-            try:
-                response = self._client.request("GET" if body is None else "POST", path, json=body)
-            except httpx.TransportError as error:
-                said = f"{type(error).__name__} {error}"
-                continue
-            said = f"status {response.status_code}: {' '.join(response.text.split())[:300]}"
-            if response.status_code == 429 or response.status_code >= 500:
-                continue
-            if not response.is_success:
-                raise Refused(f"{self.name}: refused, {said}", response.status_code)
-            try:
-                return form.model_validate_json(response.content)
-            except ValidationError as error:
-                raise RunFailed(f"{self.name}: not an answer to {path} as vLLM gives it, {said}") from error
+        async with self._places:
+            for attempt in range(attempts):
+                if attempt:
+                    pause = min(BACKOFF * 2 ** (attempt - 1), LONGEST_PAUSE)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                try:
+                    response = await self._client.request("GET" if body is None else "POST", path, json=body)
+                except httpx.TransportError as error:
+                    said = f"{type(error).__name__} {error}"
+                    continue
+                said = f"status {response.status_code}: {' '.join(response.text.split())[:300]}"
+                if response.status_code != 429 and response.status_code < 500:
+                    return self._read(form, path, response, said)
         raise RunFailed(f"{self.name}: no answer to {path} in {attempts} attempts, at last: {said}")
+
+    def _read(self, form: type[Answer], path: str, response: httpx.Response, said: str) -> Answer:
+        if not response.is_success:
+            raise Refused(f"{self.name}: refused, {said}")
+        try:
+            return form.model_validate_json(response.content)
+        except ValidationError as error:
+            raise RunFailed(f"{self.name}: not an answer to {path} as vLLM gives it, {said}") from error
