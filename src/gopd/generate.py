@@ -61,8 +61,8 @@ def generate(
 
     Temperature, slots, limits and seed are the recipe's. Teachers are loaded one after another. With `keep_correct`
     only responses that their verifier accepts are written. What is finished is kept in parts, and `resume` goes on from
-    there; the file is the same as without an interruption. Raises BadInput when the recipe has no teachers, when the
-    folder holds something else, or when a row that is to be judged has no verifier.
+    there; the file is the same as without an interruption. Raises BadInput when the recipe has no teachers or one is
+    behind a server, when the folder holds something else, or when a row that is to be judged has no verifier.
     """
     display, folder = display or Display(), Path(folder)
     if not isinstance(recipe, OpdRecipe):
@@ -71,6 +71,10 @@ def generate(
         )
     if samples < 1:
         raise BadInput(f"samples is {samples}; at least 1 response to each prompt is needed")
+    if remote := [name for name, teacher in recipe.teachers.items() if teacher.server is not None]:
+        raise BadInput(
+            f"teacher {remote[0]} is behind a server, which only scores; take out its `server` to generate"
+        )
     data = _prompts(recipe, _checked_tokenizer(recipe), keep_correct)
     _open(folder, {"recipe": resolved_yaml(recipe), "samples": samples, "keep_correct": keep_correct}, resume)
     if (folder / RESPONSES).exists():

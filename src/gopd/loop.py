@@ -224,7 +224,9 @@ class Job:
                 kls: list[float | None] = [None] * len(rollouts)
                 if name == "student" and self.roles.scorer is not None:
                     temperature, budget = section.sampling.temperature, recipe.train.tokens_per_micro_batch
-                    kls = exact_kl(self.roles.learner, self.roles.scorer, rollouts, temperature, budget)
+                    turns = isinstance(recipe, SampledRecipe) and recipe.scoring.memory_gb is not None
+                    roles = (self.roles.learner, self.roles.scorer)
+                    kls = exact_kl(*roles, rollouts, temperature, budget, by_route=turns)
             self._record_validation(summarize(step, name, rollouts, kls), rollouts)
 
     def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:

@@ -242,7 +242,8 @@ def _report(
 ) -> TokenReport:
     """Of one row; `more` are ratio, clipped and KL to the reference, which only a surrogate of its kind has."""
     if kl_R is None and scores is not None and scores.teacher_logprobs_R is not None:
-        kl_R = _one_sample_kl(student_R, scores)
+        unknown = scores.reward_scale != 1 and scores.log_partition_R is None
+        kl_R = None if unknown else _one_sample_kl(student_R, scores)
     report = TokenReport(student_R, advantage_R, entropy_R, correction_R, kl_R, scores)
     if terms.surrogate is None:
         return report

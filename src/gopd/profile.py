@@ -100,16 +100,15 @@ def _lengths(rollouts: Sequence[Rollout]) -> tuple[list[int], list[int]]:
 
 
 def scoring_work(scorer: Scorer, rollouts: Sequence[Rollout], samples: int = 1) -> tuple[Work, Work]:
-    """What teachers and references need for rollouts under their own routes: bodies, and heads."""
+    """What teachers and references here need for rollouts under their own routes: bodies, and heads."""
     bodies, heads = Work(0), Work(0)
     for name, route in scorer.routes.items():
         mine = [r for r in rollouts if r.prompt.route == name]
         responses = [len(r.response_ids) for r in mine]
-        for seat in (route.teacher, route.reference):
-            if seat is not None:
-                cost = ModelCost.of(seat.model)
-                prompts = [len(ids) for ids in scorer.prompt_ids(seat, mine)]
-                head = Work(2.0 * sum(responses) * cost.head)
-                bodies += cost.forward(prompts, responses, samples=samples) + head.times(-1)
-                heads += head
+        for seat in route.local:
+            cost = ModelCost.of(seat.model)
+            prompts = [len(ids) for ids in scorer.prompt_ids(seat, mine)]
+            head = Work(2.0 * sum(responses) * cost.head)
+            bodies += cost.forward(prompts, responses, samples=samples) + head.times(-1)
+            heads += head
     return bodies, heads

@@ -17,12 +17,15 @@ from gopd.sections import (
     ClusterSection,
     CorrectionSection,
     DataSection,
+    FrozenSection,
     GrpoSection,
     ObjectiveSection,
     OptimSection,
     Positive,
     ReferenceSection,
+    RemoteSection,
     SamplerSection,
+    ScoringSection,
     Section,
     StudentSection,
     TeacherSection,
@@ -66,6 +69,21 @@ class SampledRecipe(Recipe):
     grpo: GrpoSection = GrpoSection()
     correction: CorrectionSection = CorrectionSection()
     sampler: SamplerSection = SamplerSection()
+    scoring: ScoringSection = ScoringSection()
+
+    @model_validator(mode="after")
+    def _servers_suffice(self) -> Self:
+        if (role := next(iter(self.servers()), None)) is not None and self.sampler.temperature != 1:
+            raise ValueError(
+                f"{role} is scored by a server, whose log-probs are those of temperature 1, and sampler.temperature is "
+                f"{self.sampler.temperature:g}; sample at 1 or score in this process"
+            )
+        return self
+
+    def servers(self) -> dict[str, RemoteSection]:
+        """Servers that score in the place of models, by the models' roles."""
+        found = {"reference": self.reference} if self.reference is not None else {}
+        return {role: spec.server for role, spec in found.items() if spec.server is not None}
 
     def has_teacher(self, route: str | None) -> bool:
         """Whether a teacher scores this route's rows."""
@@ -107,6 +125,35 @@ class OpdRecipe(SampledRecipe):
                 "grpo.kl_weight belongs to method grpo; here the teachers' targets hold the reference"
             )
         return self
+
+    @model_validator(mode="after")
+    def _servers_give_one_number(self) -> Self:
+        role = next(iter(self.servers()), None)
+        if role is None:
+            return self
+        needs = [("objective.estimator", f"{self.objective.estimator} compares whole distributions")]
+        needs = [] if self.objective.estimator == "sampled" else needs
+        if self.objective.control_variate:
+            needs.append(("objective.control_variate", "it is a mean over the whole vocabulary"))
+        if self.validation is not None and self.validation.teachers and role.startswith("teacher "):
+            needs.append(("validation.teachers", "it lets teachers answer"))
+        if needs:
+            key, why = needs[0]
+            raise ValueError(
+                f"{role} is scored by a server, which gives one number for each token; {key}: {why}; "
+                "change it or score in this process"
+            )
+        return self
+
+    def servers(self) -> dict[str, RemoteSection]:
+        """Servers that score in the place of models, by the models' roles."""
+        found: dict[str, FrozenSection] = {}
+        for name, teacher in self.teachers.items():
+            found[f"teacher {name}"] = teacher
+            reference = self.reference_of(name)
+            if reference is not None and self.reward_scale(name) != 1:
+                found[f"reference of {name}"] = reference
+        return {role: spec.server for role, spec in found.items() if spec.server is not None}
 
     def has_teacher(self, route: str | None) -> bool:
         """Whether a teacher scores this route's rows."""

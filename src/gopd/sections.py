@@ -48,17 +48,40 @@ class ModelSpec(Section):
     trust_remote_code: bool = False
 
 
-class ReferenceSection(ModelSpec):
-    """A reference other than the student's initial weights, e.g. the teacher's pre-RL base."""
+class RemoteSection(Section):
+    """A vLLM server that scores in a model's place; the model's own tokenizer and configuration are still needed."""
+
+    url: str = Field(pattern=r"^https?://[^/]+")
+    """As in `http://host:8000`."""
+    name: str | None = None
+    """What the server calls the model; None: as in `model`."""
+    timeout: float = Field(default=300.0, gt=0)
+    """Seconds to wait for an answer."""
+    retries: NonNegative = 5
+    """Further attempts where the server is not there, too slow or too busy, with growing pauses."""
+    concurrency: Positive = 16
+    """Requests under way at a time."""
+    tolerance: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    """By how much, in nats, the log-prob of one token may differ when it is asked for again."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key, if the server wants one."""
+
+
+class FrozenSection(ModelSpec):
+    """A model that scores and is not trained."""
 
     view: View | None = None
     """None: the student's view."""
+    server: RemoteSection | None = None
 
 
-class TeacherSection(ModelSpec):
+class ReferenceSection(FrozenSection):
+    """A reference other than the student's initial weights, e.g. the teacher's pre-RL base."""
+
+
+class TeacherSection(FrozenSection):
     """One teacher. What is None is taken from the recipe's general setting."""
 
-    view: View | None = None
     reward_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     reference: ReferenceSection | None = None
 
@@ -137,6 +160,13 @@ class SamplingSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: NonNegative = 0
     """0: no limit."""
+
+
+class ScoringSection(Section):
+    """How teachers and references share memory."""
+
+    memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Memory for the weights of teachers and references, in 10^9 bytes; models beyond it take turns. None: no limit."""
 
 
 class VllmSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from gopd.model import Description, LanguageModel, describe, load_model
 from gopd.order import PromptOrder
 from gopd.profile import Profiler
 from gopd.recipe import AnyRecipe, OpdRecipe, Recipe, SampledRecipe
+from gopd.remote import Server
 from gopd.roles import Roles
 from gopd.rollouts import PromptSet, check_context, check_sandbox, demonstrations, prompt_set
 from gopd.sampler import Sampler
@@ -26,6 +28,8 @@ from gopd.scorer import Scorer
 from gopd.sections import ModelSpec, View
 from gopd.sharding import ALONE, Ranks
 from gopd.types import Rollout
+
+log = logging.getLogger(__name__)
 
 VALIDATION_SLOTS = 64
 """Rows decoded side by side where the recipe has no sampler section, and for teachers."""
@@ -65,6 +69,7 @@ def prepare(recipe: AnyRecipe) -> Task:
     if isinstance(recipe, SampledRecipe):
         _check_rewards(recipe, data)
     described = {role: describe(seat.spec, role) for role, seat in seats.items()}
+    _check_servers(recipe, seats, described)
     _check_seats(recipe, student, {role: (described[role], seat.view) for role, seat in seats.items()}, sets)
     seen_by = {}
     if recipe.validation is not None and recipe.validation.teachers and isinstance(recipe, OpdRecipe):
@@ -152,6 +157,21 @@ def _check_rewards(recipe: SampledRecipe, data: PromptSet) -> None:
         raise BadInput(
             f"{shown}{more}: no verifier, but the reward is what these rows are to learn from; set data.verifier to "
             "math or code, give a data_source that one belongs to, or leave the rows out"
+        )
+
+
+def _check_servers(
+    recipe: AnyRecipe, seats: dict[str, FrozenModel], described: dict[str, Description]
+) -> None:
+    """Tries out the servers that score; their models then have no more room than their servers give them."""
+    servers = recipe.servers() if isinstance(recipe, SampledRecipe) else {}
+    for role, section in servers.items():
+        described[role] = Server(section, seats[role].spec.model, role).check(described[role])
+    if servers:
+        log.warning(
+            "%s: scored by servers, which give no whole distributions; the exact KL to the target in validation leaves "
+            "out their rows, and where the reward scale is not 1 so does its estimate in training",
+            ", ".join(servers),
         )
 
 

@@ -115,9 +115,9 @@ class Scores:
     """What a rollout's own teacher, and that teacher's reference, say about its response.
 
     `reference_logprobs_R` and `log_partition_R` (log Z of T^λ R^(1-λ), per position) are None when λ = 1: no
-    reference is consulted. Estimators that look at the whole vocabulary get hidden states instead of log-probs; the
-    learner projects them with the scorer's heads and fills the log-probs in. With method grpo there is a reference
-    only, and no route.
+    reference is consulted. The latter is None as well where teacher or reference is behind a server. Estimators that
+    look at the whole vocabulary get hidden states instead of log-probs; the learner projects them with the scorer's
+    heads and fills the log-probs in. With method grpo there is a reference only, and no route.
     """
 
     route: str | None
@@ -160,7 +160,8 @@ class TokenTerms:
 class TokenReport:
     """What the update saw at every token of one rollout; float32 [R] on the CPU.
 
-    `kl_R` is exact (`full`), a lower bound (`topk`) or one-sample unbiased (`sampled`); None without a teacher.
+    `kl_R` is exact (`full`), a lower bound (`topk`) or one-sample unbiased (`sampled`); None without a teacher, or
+    where log Z is not known.
     `ratio_R` and `clipped_R` are those of a surrogate off-policy, `reference_kl_R` its estimate of KL(S ‖ R).
     """
 

@@ -130,26 +130,39 @@ KL_BATCH = 4
 
 
 def exact_kl(
-    learner: Learner, scorer: Scorer, rollouts: Sequence[Rollout], temperature: float, budget: int
+    learner: Learner,
+    scorer: Scorer,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    budget: int,
+    *,
+    by_route: bool = False,
 ) -> list[float | None]:
     """Σ_t KL(S ‖ q_λ) of each rollout under its own route, over the whole vocabulary; None without a teacher.
 
-    With method grpo KL(S ‖ R), to the reference. `budget` is the size of a micro-batch in tokens.
+    With method grpo KL(S ‖ R), to the reference. `budget` is the size of a micro-batch in tokens. `by_route`: one route
+    after the other, for teachers that take turns in memory.
     """
-    sums: list[float | None] = []
-    for part in _parts(rollouts, KL_BATCH * budget):
-        scoring = scorer.begin([r.prompt.route for r in part], temperature=temperature, keep_hidden=True)
-        found = learner.kl_to_target(part, scoring.scores(part), temperature)
-        sums += [found.get(i) for i in range(len(part))]
+    sums: list[float | None] = [None] * len(rollouts)
+    groups: dict[str | None, list[int]] = {}
+    for i, rollout in enumerate(rollouts):
+        groups.setdefault(rollout.prompt.route if by_route else None, []).append(i)
+    for group in groups.values():
+        for rows in _parts(group, rollouts, KL_BATCH * budget):
+            part = [rollouts[i] for i in rows]
+            scoring = scorer.begin([r.prompt.route for r in part], temperature=temperature, keep_hidden=True)
+            found = learner.kl_to_target(part, scoring.scores(part), temperature)
+            for place, kl in found.items():
+                sums[rows[place]] = kl
     return sums
 
 
-def _parts(rollouts: Sequence[Rollout], tokens: int) -> Iterator[list[Rollout]]:
+def _parts(rows: Sequence[int], rollouts: Sequence[Rollout], tokens: int) -> Iterator[list[int]]:
     """Consecutive rows of about so many tokens together."""
-    part, filled = list[Rollout](), 0
-    for rollout in rollouts:
-        part.append(rollout)
-        filled += len(rollout.prompt_ids) + len(rollout.response_ids)
+    part, filled = list[int](), 0
+    for row in rows:
+        part.append(row)
+        filled += len(rollouts[row].prompt_ids) + len(rollouts[row].response_ids)
         if filled >= tokens:
             yield part
             part, filled = [], 0
