@@ -58,6 +58,7 @@ def run(name: str, options: list[str], seed: int) -> dict[str, Any]:
         f"train.seed={seed}",
         f"tracking.folder={RUNS}",
         f"tracking.name={label}",
+        "train.steps=40",
         "validation.teachers=false",
     ]
     command = [sys.executable, "-m", "gopd.cli", "train", str(ROOT / "recipes" / "quickstart.yaml"), *changes]
