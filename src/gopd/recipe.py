@@ -80,10 +80,29 @@ class SampledRecipe(Recipe):
             )
         return self
 
+    @property
+    def scored(self) -> bool:
+        """Whether any frozen model takes part."""
+        return self.grpo.kl_weight > 0
+
+    def teacher_routes(self) -> list[str | None]:
+        """Routes whose rows are scored; None where one reference scores all."""
+        return [None]
+
+    def frozen(self, route: str | None) -> dict[str, FrozenSection]:
+        """Models that are named for a route, the teacher first, by their role in messages.
+
+        A reference that is the student's initial weights is not among them.
+        """
+        return {} if self.reference is None else {"reference": self.reference}
+
+    def frozen_models(self) -> dict[str, FrozenSection]:
+        """Those of all routes."""
+        return {role: spec for route in self.teacher_routes() for role, spec in self.frozen(route).items()}
+
     def servers(self) -> dict[str, RemoteSection]:
         """Servers that score in the place of models, by the models' roles."""
-        found = {"reference": self.reference} if self.reference is not None else {}
-        return {role: spec.server for role, spec in found.items() if spec.server is not None}
+        return {role: spec.server for role, spec in self.frozen_models().items() if spec.server is not None}
 
     def has_teacher(self, route: str | None) -> bool:
         """Whether a teacher scores this route's rows."""
@@ -145,15 +164,23 @@ class OpdRecipe(SampledRecipe):
             )
         return self
 
-    def servers(self) -> dict[str, RemoteSection]:
-        """Servers that score in the place of models, by the models' roles."""
-        found: dict[str, FrozenSection] = {}
-        for name, teacher in self.teachers.items():
-            found[f"teacher {name}"] = teacher
-            reference = self.reference_of(name)
-            if reference is not None and self.reward_scale(name) != 1:
-                found[f"reference of {name}"] = reference
-        return {role: spec.server for role, spec in found.items() if spec.server is not None}
+    @property
+    def scored(self) -> bool:
+        """Whether any frozen model takes part."""
+        return True
+
+    def teacher_routes(self) -> list[str | None]:
+        """Routes whose rows are scored."""
+        return list(self.teachers)
+
+    def frozen(self, route: str | None) -> dict[str, FrozenSection]:
+        """A route's teacher, and the reference that is named for it where λ needs one, by their role in messages."""
+        assert route is not None
+        found: dict[str, FrozenSection] = {f"teacher {route}": self.teachers[route]}
+        reference = self.reference_of(route)
+        if reference is not None and self.reward_scale(route) != 1:
+            found[f"reference of {route}"] = reference
+        return found
 
     def has_teacher(self, route: str | None) -> bool:
         """Whether a teacher scores this route's rows."""

@@ -61,9 +61,7 @@ class Scorer:
         self.frozen = FrozenModels(device=device, dtype=dtype, budget=budget)
         self.forwards: Counter[str] = Counter()
         self._without_teacher = {*recipe.reward_routes} if isinstance(recipe, OpdRecipe) else set[str]()
-        names: list[str | None] = [None]
-        if isinstance(recipe, OpdRecipe):
-            names = [*(recipe.teachers if teachers is None else teachers)]
+        names = recipe.teacher_routes() if teachers is None else list[str | None](teachers)
         self._servers: dict[tuple[RemoteSection, str], Server] = {}
         for name in names:
             here = {role: spec for role, spec in self._specs(name).items() if server_of(spec) is None}
@@ -221,24 +219,25 @@ class Scorer:
 
     def _specs(self, name: str | None) -> dict[str, Named]:
         """What a route loads, teacher first, by its role in messages; the base under adapters is there already."""
-        recipe, specs = self._recipe, dict[str, Named]()
-        own, role = recipe.reference, "reference"
-        if isinstance(recipe, OpdRecipe) and name is not None:
-            specs[f"teacher {name}"] = recipe.teachers[name]
-            if recipe.reward_scale(name) == 1:
-                return specs
-            own, role = recipe.reference_of(name), f"reference of {name}"
-        if own is not None:
-            specs[role] = own
-        elif self._base is None:
-            specs["reference (student's initial weights)"] = recipe.student
+        specs: dict[str, Named] = {**self._recipe.frozen(name)}
+        if len(specs) < self._needed(name) and self._base is None:
+            specs["reference (student's initial weights)"] = self._recipe.student
         return specs
 
+    def _scale(self, name: str | None) -> float:
+        return (
+            self._recipe.reward_scale(name)
+            if isinstance(self._recipe, OpdRecipe) and name is not None
+            else 1.0
+        )
+
+    def _needed(self, name: str | None) -> int:
+        """How many models score a row of a route."""
+        return 1 if self._scale(name) == 1 else 2
+
     def _route(self, name: str | None) -> Route:
-        seats, scale = [self._seat(spec, role) for role, spec in self._specs(name).items()], 1.0
-        if isinstance(self._recipe, OpdRecipe) and name is not None:
-            scale = self._recipe.reward_scale(name)
-        needed = 1 if name is None or scale == 1 else 2
+        seats, scale = [self._seat(spec, role) for role, spec in self._specs(name).items()], self._scale(name)
+        needed = self._needed(name)
         if len(seats) < needed:
             assert self._base is not None
             seats.append(Seat(self._base, self._recipe.student.view, adapters_off=True))

@@ -25,7 +25,7 @@ from gopd.sampler.torch import TorchSampler
 from gopd.sampler.vllm import VllmSampler
 from gopd.sampler.vllm_setup import check_vllm
 from gopd.scorer import Scorer
-from gopd.sections import ModelSpec, View
+from gopd.sections import View
 from gopd.sharding import ALONE, Ranks
 from gopd.types import Rollout
 
@@ -65,12 +65,16 @@ def prepare(recipe: AnyRecipe) -> Task:
     routes = (*recipe.teachers, *recipe.reward_routes) if isinstance(recipe, OpdRecipe) else ()
     sets = _prompts(recipe, student, routes)
     (data, limit), validation = sets[0], sets[1][0] if len(sets) > 1 else None
-    seats = frozen_models(recipe)
+    described: dict[str, Description] = {}
     if isinstance(recipe, SampledRecipe):
         _check_rewards(recipe, data)
-    described = {role: describe(seat.spec, role) for role, seat in seats.items()}
-    _check_servers(recipe, seats, described)
-    _check_seats(recipe, student, {role: (described[role], seat.view) for role, seat in seats.items()}, sets)
+        frozen = recipe.frozen_models()
+        described |= {role: describe(spec, role) for role, spec in frozen.items()}
+        _check_servers(recipe, described)
+        views_of = {role: spec.view or recipe.student.view for role, spec in frozen.items()}
+        _check_seats(
+            recipe, student, {role: (described[role], view) for role, view in views_of.items()}, sets
+        )
     seen_by = {}
     if recipe.validation is not None and recipe.validation.teachers and isinstance(recipe, OpdRecipe):
         assert validation is not None
@@ -92,32 +96,6 @@ def prepare(recipe: AnyRecipe) -> Task:
         total_steps=recipe.train.steps or order.steps(recipe.train.epochs or 1),
         longest=max(max(map(len, prompts.ids)) + longest for prompts, longest in sets),
     )
-
-
-@dataclass(frozen=True)
-class FrozenModel:
-    """A model that a recipe names beside the student, and how it sees prompts."""
-
-    spec: ModelSpec
-    view: View
-
-
-def frozen_models(recipe: AnyRecipe) -> dict[str, FrozenModel]:
-    """Teachers and references of a recipe that are not the student's initial weights, by their role."""
-    found: dict[str, FrozenModel] = {}
-    if not isinstance(recipe, SampledRecipe):
-        return found
-    own = recipe.student.view
-    if not isinstance(recipe, OpdRecipe):
-        if recipe.reference is not None:
-            found["reference"] = FrozenModel(recipe.reference, recipe.reference.view or own)
-        return found
-    for name, teacher in recipe.teachers.items():
-        found[f"teacher {name}"] = FrozenModel(teacher, recipe.teacher_view(name))
-        reference = recipe.reference_of(name)
-        if reference is not None and recipe.reward_scale(name) != 1:
-            found[f"reference of {name}"] = FrozenModel(reference, reference.view or own)
-    return found
 
 
 Sets = Sequence[tuple[PromptSet, int]]
@@ -160,13 +138,11 @@ def _check_rewards(recipe: SampledRecipe, data: PromptSet) -> None:
         )
 
 
-def _check_servers(
-    recipe: AnyRecipe, seats: dict[str, FrozenModel], described: dict[str, Description]
-) -> None:
+def _check_servers(recipe: SampledRecipe, described: dict[str, Description]) -> None:
     """Tries out the servers that score; their models then have no more room than their servers give them."""
-    servers = recipe.servers() if isinstance(recipe, SampledRecipe) else {}
+    models, servers = recipe.frozen_models(), recipe.servers()
     for role, section in servers.items():
-        described[role] = Server(section, seats[role].spec.model, role).check(described[role])
+        described[role] = Server(section, models[role].model, role).check(described[role])
     if servers:
         log.warning(
             "%s: scored by servers, which give no whole distributions; the exact KL to the target in validation leaves "
@@ -213,7 +189,7 @@ class LocalRoles(Roles):
         student = load_student(recipe, device, dtype)
         self._version = self._adopted = 0
         self.scorer = None
-        if isinstance(recipe, OpdRecipe) or (isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0):
+        if isinstance(recipe, SampledRecipe) and recipe.scored:
             self.scorer = Scorer(recipe, student, device=device, dtype=dtype)
         self.sampler: Sampler = TorchSampler(student, slots_of(recipe))
         self.apart = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
+from gopd.recipe import AnyRecipe, SampledRecipe
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ def plan(recipe: AnyRecipe, *, gpu: bool) -> Plan:
     section = recipe.cluster
     vllm = isinstance(recipe, SampledRecipe) and recipe.sampler.engine == "vllm"
     width = recipe.sampler.vllm.tensor_parallel if isinstance(recipe, SampledRecipe) and vllm else 1
-    routes: list[str | None] = []
-    if isinstance(recipe, OpdRecipe):
-        routes = list(recipe.teachers)
-    elif isinstance(recipe, SampledRecipe) and recipe.grpo.kl_weight > 0:
-        routes = [None]
+    routes = recipe.teacher_routes() if isinstance(recipe, SampledRecipe) and recipe.scored else []
     scorers = [route for route in routes for _ in range(section.scorers_per_teacher)]
     counts = (section.learner_ranks, section.sampler_replicas, len(scorers))
     widths = (1, width, 1)

@@ -95,18 +95,19 @@ class GroupScoring:
             ready = self._group.watch.ready({ref: call.member for ref, call in self._calls.items()})
             call = self._calls.pop(ready)
             try:
-                found: list[Scores] = value(ready, call.member)
-                self._scores |= zip(call.rows, self._placed(call, found), strict=True)
+                self._scores |= self._placed(call, value(ready, call.member))
             except Lost as error:
                 self._again(call, error)
             done(len(self._scores))
         return [self._scores.get(i) for i in range(len(rollouts))]
 
-    def _placed(self, call: _Call, scores: list[Scores]) -> list[Scores]:
-        """With `keep_hidden`, the scores with the place of their hidden states."""
+    def _placed(self, call: _Call, scores: list[Scores | None]) -> dict[int, Scores]:
+        """By row; with `keep_hidden` they say where their hidden states are. None has what a server scores."""
+        found = {row: score for row, score in zip(call.rows, scores, strict=True) if score is not None}
         if not self._options[1]:
-            return scores
-        return [replace(score, hidden=HiddenAway(call.hidden, i)) for i, score in enumerate(scores)]
+            return found
+        places = enumerate(found.items())
+        return {row: replace(score, hidden=HiddenAway(call.hidden, i)) for i, (row, score) in places}
 
     def _again(self, call: _Call, error: Lost) -> None:
         """Replaces a lost scorer, and sends again all that it had."""
