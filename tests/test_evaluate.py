@@ -341,7 +341,7 @@ def test_bad_input_is_told_before_anything_is_drawn(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gopd.evaluate.run.load_model", None)
+    monkeypatch.setattr("gopd.setup.load_model", None)
     assert run(student_folder, data, tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import gopd
-from conftest import EOS
+from conftest import EOS, MakeModel
 from gopd import generate as generate_module
 from gopd.cli import main
 from gopd.errors import BadInput
@@ -73,6 +74,16 @@ def test_every_prompt_is_answered_by_its_own_teacher_in_its_view(
         assert row["prompt"] == original["prompt"]
         assert row["reward_model"] == original["reward_model"]
         assert row["data_source"] == original["data_source"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_gives_the_same_greedy_responses(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = make_model(5, head_dim=32)
+    tree = opd_tree(tmp_path, folder, {"a": folder}, sampler={"top_k": 1})
+    own = rows_of(generate(parse_recipe(tree), tmp_path / "torch"))
+    tree["sampler"]["engine"] = "vllm"
+    other = rows_of(generate(parse_recipe(tree), tmp_path / "vllm"))
+    assert own == other and len({row["response"] for row in own}) > 1
 
 
 def test_a_killed_run_goes_on_without_asking_again(

@@ -17,12 +17,11 @@ from gopd import views
 from gopd.console import Display
 from gopd.errors import BadInput
 from gopd.files import atomic_file, atomic_write, sweep
-from gopd.model import LanguageModel, load_model, load_tokenizer
+from gopd.model import Description, describe, load_tokenizer
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.recipe_file import resolved_yaml
 from gopd.rollouts import PromptSet, check_context, check_sandbox, grade, prompt_set, sample_rollouts
-from gopd.sampler.torch import TorchSampler
-from gopd.setup import device_of
+from gopd.setup import answering, device_of
 from gopd.types import Rollout
 
 GENERATION = 2
@@ -159,32 +158,38 @@ class _Job:
         missing = [part for part in self.parts if not part.done]
         if not missing:
             return
-        device, dtype = device_of(self.recipe)
-        role = f"teacher {self.name}"
-        model = load_model(self.recipe.teachers[self.name], role, device=device, dtype=dtype).freeze()
-        sampler = TorchSampler(model, self.recipe.sampler.slots)
+        recipe, role = self.recipe, f"teacher {self.name}"
+        spec, limit = recipe.teachers[self.name], recipe.data.max_response_tokens
+        model = describe(spec, role)
+        prompts = [self._seen(part.prompts, model) for part in missing]
+        longest = max(len(ids) for seen in prompts for ids in seen.ids) + limit
+        seed = recipe.train.seed
         before = len(self.parts) - len(missing)
-        for number, part in enumerate(missing, before + 1):
-            with display.phase(
-                f"{role}, {number}/{len(self.parts)}", len(part.prompts) * self.samples
-            ) as bar:
-                rollouts = sample_rollouts(
-                    sampler,
-                    model.tokenizer,
-                    self._seen(part.prompts, model),
-                    self.recipe.sampler,
-                    samples=self.samples,
-                    max_response_tokens=self.recipe.data.max_response_tokens,
-                    stream=(self.recipe.train.seed, GENERATION),
-                    progress=bar.sampled,
-                )
-                grade(rollouts)
-            kept = [r for r in rollouts if r.reward == 1 or not self.keep_correct]
-            with atomic_file(part.path) as temporary:
-                pq.write_table(pa.Table.from_pylist([_row(r) for r in kept], SCHEMA), temporary)
-            display.advance()
+        with answering(
+            spec, role, recipe.sampler, longest=longest, machine=device_of(recipe), seed=seed
+        ) as sampler:
+            for number, (part, seen) in enumerate(zip(missing, prompts, strict=True), before + 1):
+                with display.phase(f"{role}, {number}/{len(self.parts)}", len(seen) * self.samples) as bar:
+                    rollouts = sample_rollouts(
+                        sampler,
+                        model.tokenizer,
+                        seen,
+                        recipe.sampler,
+                        samples=self.samples,
+                        max_response_tokens=limit,
+                        stream=(seed, GENERATION),
+                        progress=bar.sampled,
+                    )
+                    grade(rollouts)
+                self._keep(part, rollouts)
+                display.advance()
 
-    def _seen(self, prompts: PromptSet, model: LanguageModel) -> PromptSet:
+    def _keep(self, part: _Part, rollouts: list[Rollout]) -> None:
+        kept = [r for r in rollouts if r.reward == 1 or not self.keep_correct]
+        with atomic_file(part.path) as temporary:
+            pq.write_table(pa.Table.from_pylist([_row(r) for r in kept], SCHEMA), temporary)
+
+    def _seen(self, prompts: PromptSet, model: Description) -> PromptSet:
         """As the teacher sees them."""
         view = self.recipe.teacher_view(self.name)
         if view != self.recipe.student.view:

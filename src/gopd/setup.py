@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from gopd.sampler.torch import TorchSampler
 from gopd.sampler.vllm import VllmSampler
 from gopd.sampler.vllm_setup import check_vllm
 from gopd.scorer import Scorer
-from gopd.sections import View
+from gopd.sections import ModelSpec, SamplerSection, View, VllmSection
 from gopd.sharding import ALONE, Ranks
 from gopd.types import Rollout
 
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 VALIDATION_SLOTS = 64
 """Rows decoded side by side where the recipe has no sampler section, and for teachers."""
+
+
+Machine = tuple[torch.device, torch.dtype]
+"""Where models live, and the dtype of the frozen ones."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,6 @@ class Task:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    eos_ids: list[int]
     data: PromptSet
     demonstrations: list[Rollout] | None
     validation: PromptSet | None
@@ -85,7 +89,6 @@ def prepare(recipe: AnyRecipe) -> Task:
     order = PromptOrder(len(data), recipe.train.prompts_per_step, recipe.data.shuffle, recipe.train.seed)
     return Task(
         tokenizer=student.tokenizer,
-        eos_ids=student.eos_ids,
         data=data,
         demonstrations=demonstrations(data, student.tokenizer, student.name, limit)
         if recipe.method == "sft"
@@ -194,7 +197,7 @@ class LocalRoles(Roles):
         self.sampler: Sampler = TorchSampler(student, slots_of(recipe))
         self.apart = False
         if isinstance(recipe, SampledRecipe) and recipe.sampler.engine == "vllm":
-            self.sampler, self.apart = vllm_sampler(recipe, task.eos_ids, task.longest), True
+            self.sampler, self.apart = student_vllm(recipe, task.longest), True
         heads = None if self.scorer is None else self.scorer.heads
         self.learner = make_learner(recipe, student, heads, task.updates(recipe))
         if recipe.tracking.profile:
@@ -220,17 +223,35 @@ class LocalRoles(Roles):
             self.sampler.close()
 
 
-def vllm_sampler(recipe: SampledRecipe, eos_ids: list[int], longest: int) -> VllmSampler:
-    """An engine with the student's initial weights, for rows of at most `longest` tokens."""
-    device, dtype = device_of(recipe)
-    return VllmSampler(
-        recipe.student,
-        eos_ids,
-        recipe.sampler.vllm,
-        max_tokens=longest,
-        device=device,
-        dtype=dtype,
-        seed=recipe.train.seed,
+@contextmanager
+def answering(
+    spec: ModelSpec, role: str, section: SamplerSection, *, longest: int, machine: Machine, seed: int
+) -> Iterator[Sampler]:
+    """The engine of a section with a frozen model, for rows of at most `longest` tokens; ended with the block."""
+    device, dtype = machine
+    if section.engine == "torch":
+        yield TorchSampler(load_model(spec, role, device=device, dtype=dtype).freeze(), section.slots)
+        return
+    with closing(
+        vllm_sampler(spec, role, section.vllm, longest=longest, machine=machine, seed=seed)
+    ) as sampler:
+        yield sampler
+
+
+def vllm_sampler(
+    spec: ModelSpec, role: str, section: VllmSection, *, longest: int, machine: Machine, seed: int
+) -> VllmSampler:
+    """A vLLM engine with a model's weights, for rows of at most `longest` tokens; to be closed."""
+    device, dtype = machine
+    eos_ids = describe(spec, role).eos_ids
+    return VllmSampler(spec, eos_ids, section, max_tokens=longest, device=device, dtype=dtype, seed=seed)
+
+
+def student_vllm(recipe: SampledRecipe, longest: int) -> VllmSampler:
+    """A vLLM engine with the student's initial weights."""
+    section, machine = recipe.sampler.vllm, device_of(recipe)
+    return vllm_sampler(
+        recipe.student, "student", section, longest=longest, machine=machine, seed=recipe.train.seed
     )
 
 
@@ -268,12 +289,12 @@ def make_learner(
     )
 
 
-def device_of(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
+def device_of(recipe: Recipe) -> Machine:
     """Where models live, and the dtype of the frozen ones."""
     return choose_device(recipe.train.device, recipe.train.compute_dtype)
 
 
-def choose_device(wanted: str, compute_dtype: str) -> tuple[torch.device, torch.dtype]:
+def choose_device(wanted: str, compute_dtype: str) -> Machine:
     """As `train.device` and `train.compute_dtype` say; auto: a GPU, and bfloat16 on it, where there is one."""
     cuda = torch.cuda.is_available()
     if wanted == "cuda" and not cuda:

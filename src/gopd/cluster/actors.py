@@ -29,7 +29,7 @@ from gopd.sampler import Request, Response, Sampler
 from gopd.sampler.torch import TorchSampler
 from gopd.scorer import Scorer
 from gopd.sections import SamplingSection
-from gopd.setup import device_of, load_student, make_learner, slots_of, vllm_sampler
+from gopd.setup import device_of, load_student, make_learner, slots_of, student_vllm
 from gopd.sharding import Ranks
 from gopd.types import HiddenHere, Rollout, Scores, TokenTerms
 
@@ -191,17 +191,15 @@ class LearnerRank(Actor):
 class SamplingEngine(Actor):
     """An engine with the student's weights."""
 
-    def __init__(
-        self, recipe: OpdRecipe | GrpoRecipe, place: Place, eos_ids: list[int], longest: int
-    ) -> None:
+    def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place, longest: int) -> None:
         super().__init__(recipe, place)
-        self.eos_ids, self.longest = eos_ids, longest
+        self.longest = longest
 
     def load(self) -> None:
         """Starts the engine that the recipe asks for, with the student's initial weights."""
         if self.recipe.sampler.engine == "vllm":
             self._own_cores()
-            self.sampler: Sampler = vllm_sampler(self.recipe, self.eos_ids, self.longest)
+            self.sampler: Sampler = student_vllm(self.recipe, self.longest)
             return
         narrow = self.dtype == torch.bfloat16
         student = load_model(

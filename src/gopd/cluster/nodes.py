@@ -39,7 +39,9 @@ def joined(address: str, cores: int) -> Iterator[None]:
     if address == "local":
         _check_shared_memory()
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens to this machine only
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to other actors
+        os.environ.setdefault(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # threads that wait leave the cores to other actors
     try:
         ray.init(
             address=address,

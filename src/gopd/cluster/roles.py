@@ -60,7 +60,7 @@ class ClusterRoles(Roles):
         """Makes all actors, waits until they are loaded, and brings the learner's ranks together."""
         recipe, task = self.recipe, self.task
         learners = self._members("learner rank", LearnerRank, self.plan.learner, task.updates(recipe))
-        samplers = self._members("sampler", SamplingEngine, self.plan.samplers, task.eos_ids, task.longest)
+        samplers = self._members("sampler", SamplingEngine, self.plan.samplers, task.longest)
         scorers = {
             route: self._members(f"scorer of {route}", TeacherEngine, seats, route)
             for route, seats in self.plan.scorers.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import ray
 from torch import Tensor
 
 from gopd.cluster.actors import Piece
@@ -82,8 +83,8 @@ class SamplerGroup:
         return lost
 
     def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Weights come by `adopt`, from actor to actor."""
-        raise NotImplementedError
+        """Gives every engine weights that this process has; on a cluster they come by `adopt`, from actor to actor."""
+        self.adopt([ray.put(list(weights))])
 
     def adopt(self, pieces: Sequence[Any]) -> None:
         """Every engine takes weights by references to their pieces; these are kept for engines that are replaced."""

@@ -21,12 +21,10 @@ from gopd.evaluate.problem import Problem, Reading
 from gopd.evaluate.results import Key, TaskResults
 from gopd.evaluate.show import table
 from gopd.evaluate.tasks import MAX_TOKENS, Task
-from gopd.model import context_length, describe, load_model, load_tokenizer, model_source
+from gopd.model import context_length, load_tokenizer, model_source
 from gopd.sampler import Request, Response, Sampler
-from gopd.sampler.torch import TorchSampler
-from gopd.sampler.vllm import VllmSampler
-from gopd.sections import Engine, ModelSpec, SamplingSection, View, VllmSection
-from gopd.setup import choose_device
+from gopd.sections import Engine, ModelSpec, SamplerSection, SamplingSection, View, VllmSection
+from gopd.setup import answering, choose_device
 from gopd.types import Prompt
 
 EVALUATION = 3
@@ -205,19 +203,12 @@ def _engine(
     model: str, jobs: Sequence[_Job], options: Options, stack: ExitStack
 ) -> tuple[Sampler, PreTrainedTokenizerBase]:
     """What answers for a model, until the stack is closed, and its tokenizer."""
-    device, dtype = choose_device("auto", "auto")
-    spec = ModelSpec(model=model)
-    if options.engine == "torch":
-        loaded = load_model(spec, model, device=device, dtype=dtype).freeze()
-        return TorchSampler(loaded, options.slots), loaded.tokenizer
-    described = describe(spec, model)
+    spec, machine = ModelSpec(model=model), choose_device("auto", "auto")
+    vllm = VllmSection(max_sequences=options.slots)
+    section = SamplerSection(engine=options.engine, slots=options.slots, vllm=vllm)
     longest = max(len(prompt) for job in jobs for prompt in job.prompts) + options.max_tokens
-    section = VllmSection(max_sequences=options.slots)
-    sampler = VllmSampler(
-        spec, described.eos_ids, section, max_tokens=longest, device=device, dtype=dtype, seed=options.seed
-    )
-    stack.callback(sampler.close)
-    return sampler, described.tokenizer
+    engine = answering(spec, model, section, longest=longest, machine=machine, seed=options.seed)
+    return stack.enter_context(engine), load_tokenizer(spec, model)
 
 
 def _sample(
