@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gopd
 from conftest import MakeModel
+from gopd.cluster.actors import Place, TeacherEngine
 from gopd.errors import BadInput
+from gopd.recipe import GrpoRecipe
 from gopd.recipe_file import parse_recipe
+from gopd.types import Prompt, Rollout
 from runs import (
     Tree,
     held_out,
@@ -150,6 +154,21 @@ def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
     first, *later = entries
     assert abs(first["correction/max"] - 1) < 1e-4, "the first batch is fresh"
     assert all(abs(entry["correction/max"] - 1) > 1e-4 for entry in later)
+
+
+def test_with_grpo_the_reference_alone_scores_all_rows(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    tree = opd_tree(tmp_path, models[0], {}, method="grpo", reference={"model": str(models[1])})
+    recipe = parse_recipe({k: v for k, v in tree.items() if k != "teachers"} | {"grpo": {"kl_weight": 0.1}})
+    assert isinstance(recipe, GrpoRecipe)
+    engine = TeacherEngine(recipe, Place(str(Path.cwd()), 0, 1, None), None)
+    engine.load()
+    prompt = Prompt(0, "here", (), "sums", "math", "1", None, None, {})
+    (score,), hidden = engine.score([Rollout(prompt, 0, [5, 6], [7, 8, 9], None, True, "")], 1.0, False)
+    assert score is not None and score.reference_logprobs_R is not None and not hidden
+    assert score.reference_logprobs_R.shape == (3,)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ TEACHER_SLOTS = 64
 
 
 class Scorer:
-    """Teachers and references of a recipe; some `teachers` only where they are named.
+    """Teachers and references of a recipe; of some routes only where they are named.
 
     The base under the `student`'s adapters serves as reference; where the student is elsewhere (None) it is loaded.
     With `scoring.memory_gb` models take turns in memory, each coming in once in a batch.
@@ -50,7 +50,7 @@ class Scorer:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        teachers: Sequence[str] | None = None,
+        routes: Sequence[str | None] | None = None,
     ) -> None:
         self._recipe = recipe
         self._base = student if student is not None and student.adapters is not None else None
@@ -61,7 +61,7 @@ class Scorer:
         self.frozen = FrozenModels(device=device, dtype=dtype, budget=budget)
         self.forwards: Counter[str] = Counter()
         self._without_teacher = {*recipe.reward_routes} if isinstance(recipe, OpdRecipe) else set[str]()
-        names = recipe.teacher_routes() if teachers is None else list[str | None](teachers)
+        names = recipe.teacher_routes() if routes is None else routes
         self._servers: dict[tuple[RemoteSection, str], Server] = {}
         for name in names:
             here = {role: spec for role, spec in self._specs(name).items() if server_of(spec) is None}

@@ -232,8 +232,8 @@ class TeacherEngine(Actor):
 
     def load(self) -> None:
         """Loads the models."""
-        teachers = () if self.teacher is None else (self.teacher,)
-        self.scorer = Scorer(self.recipe, None, device=self.device, dtype=self.dtype, teachers=teachers)
+        routes = [self.teacher]
+        self.scorer = Scorer(self.recipe, None, device=self.device, dtype=self.dtype, routes=routes)
 
     def score(
         self, rollouts: Sequence[Rollout], temperature: float, keep_hidden: bool
