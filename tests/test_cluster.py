@@ -174,7 +174,8 @@ def test_with_grpo_the_reference_alone_scores_all_rows(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cluster": {"learner_ranks": 64}, "train": {"device": "cuda"}}, "PyTorch finds no GPU|0 GPUs"),
+        ({"train": {"device": "cuda"}}, "train.device is cuda, but the cluster has 0 GPUs"),
+        ({"cluster": {"learner_ranks": 512}}, "learner_ranks: 512 processes at once, and this machine has"),
         ({"tracking": {"profile": True}}, "profile measures one process"),
     ],
 )

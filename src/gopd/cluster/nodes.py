@@ -91,6 +91,20 @@ def _check_shared_memory() -> None:
         )
 
 
+def check_cores(plan: Plan) -> None:
+    """BadInput when one role has more actors than this machine has cores: they compute at the same time.
+
+    Different roles may share cores, as they mostly take turns.
+    """
+    cores = os.cpu_count() or 1
+    for key, seats in (("learner_ranks", plan.learner), ("sampler_replicas", plan.samplers)):
+        wanted = sum(len(seat.devices) for seat in seats)
+        if wanted > cores:
+            raise BadInput(
+                f"cluster.{key}: {wanted} processes at once, and this machine has {cores} cores; lower it"
+            )
+
+
 def has_gpus() -> bool:
     """Whether any node of the cluster has one."""
     return bool(ray.cluster_resources().get("GPU", 0))

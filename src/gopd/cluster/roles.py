@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gopd.cluster.actors import Holder, LearnerRank, Place, SamplingEngine, TeacherEngine
 from gopd.cluster.learning import LearnerGroup
-from gopd.cluster.nodes import check_devices, has_gpus, joined
+from gopd.cluster.nodes import check_cores, check_devices, has_gpus, joined
 from gopd.cluster.placement import Seat, plan
 from gopd.cluster.sampling import SamplerGroup
 from gopd.cluster.scoring import ScorerGroup
@@ -37,9 +37,16 @@ class ClusterRoles(Roles):
         self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
         self._published: tuple[int, list[Any]] | None = None
         self._adopted = 0
+        on_cores = plan(recipe, gpu=False)
+        if address == "local" and not torch.cuda.is_available():
+            check_cores(on_cores)
         with ExitStack() as stack:
-            stack.enter_context(joined(address, plan(recipe, gpu=False).total("CPU")))
+            stack.enter_context(joined(address, on_cores.total("CPU")))
             self._gpu = gpu = has_gpus() and recipe.train.device != "cpu"
+            if recipe.train.device == "cuda" and not gpu:
+                raise BadInput(
+                    "train.device is cuda, but the cluster has 0 GPUs; use auto or cpu, or add nodes with GPUs"
+                )
             self.plan = plan(recipe, gpu=gpu)
             narrow = recipe.train.compute_dtype == "bfloat16" or (
                 recipe.train.compute_dtype == "auto" and gpu
