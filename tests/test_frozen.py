@@ -291,7 +291,7 @@ def test_weights_that_transformers_renames_come_back_through_it(
     assert there([first, second, third]) == [1, 2]
     reads.clear()
     pool.use([third], later=[first])
-    assert not reads.opened
+    assert not reads.opened and there([first, second, third]) == [1, 2]
     pool.use([first])
     assert all(torch.equal(p, b) for p, b in zip(first.module.parameters(), before, strict=True))
     assert not any(p.requires_grad for p in first.module.parameters())
