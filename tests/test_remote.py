@@ -228,9 +228,9 @@ def test_one_failure_ends_the_batch_soon(
 def test_so_many_requests_at_a_time_and_answers_in_order(
     concurrency: int, fake: FakeServer, teacher_folder: Path
 ) -> None:
-    fake.delay = 0.02
+    fake.delay = 0.2
     with server_of(fake, concurrency=concurrency) as server:
-        responses = [RESPONSE[: 1 + n % 5] for n in range(12)]
+        responses = [RESPONSE[: 1 + n % 5] for n in range(6)]
         answers = [server.submit(PROMPT, response) for response in responses]
         found = [answer.result() for answer in answers]
     assert_rows(found, [truth(teacher_folder, PROMPT, response) for response in responses])
@@ -307,7 +307,7 @@ def test_a_server_whose_answers_move_is_refused(alone: bool, fake: FakeServer, t
         times[at] += 1
         return value + 0.03 * (times[at] % 2 if alone else fake.at_work > 1)
 
-    fake.change, fake.delay = moved, 0.02
+    fake.change, fake.delay = moved, 0.05
     refused(fake, teacher_folder, "moved by 0.03 nats", "server.tolerance (0.02)", tolerance=0.02)
     assert server_of(fake, tolerance=0.04).check(described(teacher_folder)).context_length == 299
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -98,21 +98,22 @@ class Scorer:
         finished = 0
         with ExitStack() as servers:
             asked = self._ask(rollouts, servers)
-            waiting = Counter(i for i, _, _ in asked)
+            waiting = Counter(i for i, _ in asked.values())
             for name, rows, target in self.targets(rollouts, self.routes.keys()):
                 self._add(known, name, rows, rollouts, target, temperature)
                 finished += sum(not waiting[i] for i in rows)
                 done(finished)
-            for i, part, answer in asked:
+            for answer in as_completed(asked):
+                i, part = asked[answer]
                 known[i][part] = answer.result()
                 waiting[i] -= 1
                 finished += not waiting[i]
                 done(finished)
         return [self._scores(r.prompt.route, row) for r, row in zip(rollouts, known, strict=True)]
 
-    def _ask(self, rollouts: Sequence[Rollout], servers: ExitStack) -> list[tuple[int, Part, Future[Tensor]]]:
-        """Sends rows to the servers that score them: (row number, for whom, answer to come)."""
-        asked, opened = list[tuple[int, Part, Future[Tensor]]](), set[Server]()
+    def _ask(self, rollouts: Sequence[Rollout], servers: ExitStack) -> dict[Future[Tensor], tuple[int, Part]]:
+        """Sends rows to the servers that score them; which row and for whom, by the answer to come."""
+        asked, opened = dict[Future[Tensor], tuple[int, Part]](), set[Server]()
         for name, route in self.routes.items():
             rows = [i for i, r in enumerate(rollouts) if r.prompt.route == name]
             for part, seat in route.parts if rows else []:
@@ -122,7 +123,7 @@ class Scorer:
                     opened.add(servers.enter_context(seat.server))
                 self.forwards[seat.server.name] += len(rows)
                 for i, ids in zip(rows, self.prompt_ids(seat, [rollouts[i] for i in rows]), strict=True):
-                    asked.append((i, part, seat.server.submit(ids, rollouts[i].response_ids)))
+                    asked[seat.server.submit(ids, rollouts[i].response_ids)] = (i, part)
         return asked
 
     def _add(
