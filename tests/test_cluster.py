@@ -81,6 +81,11 @@ def assert_alike(run: Path, other: Path, tolerance: float = 1e-4) -> None:
         assert float((weights[key] - weight).abs().max()) < 0.1 * 1e-3, "a tenth of one step of AdamW"
 
 
+def told(row: Tree) -> list[tuple[float, float]]:
+    """What trainer and sampler said of the tokens of a kept rollout."""
+    return list(zip(row["student_logprobs"], row["sampler_logprobs"], strict=True))
+
+
 def near(mine: Any, theirs: Any, tolerance: float) -> None:
     if isinstance(theirs, dict):
         assert mine.keys() == theirs.keys()
@@ -152,8 +157,12 @@ def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
         version = {row["version"] for row in rollouts(folder, entry["step"])}
         assert version == {entry["step"] - 1 - entry["staleness"]}
     first, *later = entries
-    assert abs(first["correction/max"] - 1) < 1e-4, "the first batch is fresh"
-    assert all(abs(entry["correction/max"] - 1) > 1e-4 for entry in later)
+    assert first["sampler_gap/max"] < 1e-4, "two engines, the same weights"
+    assert abs(first["correction/max"] - 1) < 1e-4
+    for entry in later:
+        assert entry["sampler_gap/max"] > 1e-3 and abs(entry["correction/max"] - 1) > 1e-3
+        most = max(abs(m - s) for r in rollouts(folder, entry["step"]) for m, s in told(r))
+        assert entry["sampler_gap/max"] == pytest.approx(most, rel=1e-4)
 
 
 def test_with_grpo_the_reference_alone_scores_all_rows(

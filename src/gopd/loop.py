@@ -22,7 +22,7 @@ from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
 from gopd.memory import keep_freed_memory
 from gopd.methods.batch import Batch
-from gopd.metrics import Clock, step_metrics
+from gopd.metrics import Clock, gap_metrics, step_metrics
 from gopd.recipe import AnyRecipe, SampledRecipe, SftRecipe
 from gopd.roles import Roles
 from gopd.rollouts import grade, sample_rollouts
@@ -146,6 +146,8 @@ class Job:
                             self.roles.publish(step)
                         batches.published(step)
                     figures = step_metrics(batch, updates, step - 1 - got.version) | got.clock.metrics()
+                    if not batch.exact:
+                        figures |= gap_metrics(got.rollouts, reports)
                     metrics.append({"step": step, **figures})
                     self.trackers.log(step, figures)
                     self._keep_rollouts(step, got, reports)

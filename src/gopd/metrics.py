@@ -14,7 +14,7 @@ from gopd.learner import Update
 from gopd.memory import peak_memory_gb, restart_peak
 from gopd.methods.batch import Batch
 from gopd.recipe import SampledRecipe
-from gopd.types import TokenReport
+from gopd.types import Rollout, TokenReport
 
 
 class Clock:
@@ -123,6 +123,23 @@ def _reward_metrics(batch: Batch, reports: Sequence[TokenReport]) -> dict[str, f
     if kls:
         figures["kl_to_reference"] = _mean_of(kls)
     return figures
+
+
+def gap_metrics(rollouts: Sequence[Rollout], reports: Sequence[TokenReport | None]) -> dict[str, float]:
+    """How far the log-probs of the step's first pass are from the sampler's, ℓ_train − ℓ_sampler: mean and largest.
+
+    Two engines differ by rounding; weights that sampled earlier differ by what was learned since. `reports` has the
+    first one of every rollout.
+    """
+    pairs = [
+        (report.student_logprobs_R, rollout.sampler_logprobs_R)
+        for rollout, report in zip(rollouts, reports, strict=True)
+        if report is not None and rollout.sampler_logprobs_R is not None
+    ]
+    if not pairs:
+        return {}
+    gap_T = torch.cat([own_R - sampler_R.cpu() for own_R, sampler_R in pairs])
+    return {"sampler_gap/mean": float(gap_T.mean()), "sampler_gap/max": float(gap_T.abs().max())}
 
 
 def _correction_metrics(reports: Sequence[TokenReport]) -> dict[str, float]:
