@@ -209,24 +209,24 @@ def measured_rows() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("row", measured_rows(), ids=lambda r: f"{r['case']}-{r['budget']}")
 def test_measured_peaks_are_within_15_percent(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(MEASURED.parent))
-    import measure
+    import peaks
 
     case = next(
         c
-        for c in measure.CASES
+        for c in peaks.CASES
         if (c.name, c.budget, c.checkpointing) == (row["case"], row["budget"], row["checkpointing"])
     )
-    predicted = sum(measure.predicted(case).values())
+    predicted = sum(peaks.predicted(case).values())
     assert predicted == pytest.approx(row["predicted"]), "the formulas changed: measure anew"
     assert abs(predicted / row["tensors"] - 1) < 0.15
 
 
 def test_measured_peaks_of_scoring_are_within_15_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(MEASURED.parent))
-    import measure
+    import peaks
 
     for row in json.loads(MEASURED.read_text())["scoring"]:
-        predicted = measure.predicted_scoring(measure.CASES[row["number"]])
+        predicted = peaks.predicted_scoring(peaks.CASES[row["number"]])
         assert predicted == pytest.approx(row["predicted"]), "the formulas changed: measure anew"
         assert abs(predicted / row["tensors"] - 1) < 0.15
 

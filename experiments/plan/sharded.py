@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import HOW, MIDDLE, SMOLLM2
+from peaks import HOW, MIDDLE, SMOLLM2
 
 FOLDER = Path(__file__).parent
 RANKS = 2
