@@ -1,6 +1,6 @@
 """Predicted against measured on a CPU: peak memory of real updates, each in a process of its own; exact operations.
 
-`python experiments/plan/measure.py` writes `measured.json` beside this file; some minutes. `tests/test_plan.py` holds
+`python experiments/plan/peaks.py` writes `measured.json` beside this file; some minutes. `tests/test_plan.py` holds
 the file against the predictions of the present code.
 """
 

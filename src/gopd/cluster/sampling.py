@@ -32,32 +32,40 @@ class SamplerGroup:
         progress: Progress,
         finished: Finished = nothing,
     ) -> list[Response]:
-        """Answers every request, in order. Raises RunFailed when engines keep being lost."""
+        """Answers every request, in order. Raises RunFailed when engines keep being lost.
+
+        A lost engine's successor gets the rows that it had not finished. Where log-probs are exact it gets all rows of
+        its share: the same rows side by side give the same numbers to the bit.
+        """
         flight = _Flight(requests, progress, finished)
-        losses = 0
-        while waiting := flight.waiting():
-            for member in self._round(flight, self._shares(waiting, requests), sampling):
-                losses += 1
-                if losses > MAX_LOSSES:
-                    raise RunFailed(
-                        f"sampling: {member.name} and others were lost {losses} times in one batch"
-                    )
-                self.restore(member)
+        shares = self._shares(requests)
+        waiting, losses = shares, 0
+        while waiting:
+            lost = self._round(flight, waiting, sampling)
+            losses += len(lost)
+            if losses > MAX_LOSSES:
+                raise RunFailed(
+                    f"sampling: {self.members[lost[0]].name} and others were lost, {losses} in one batch"
+                )
+            for engine in lost:
+                self.restore(self.members[engine])
+            waiting = {
+                engine: shares[engine] if self.exact else flight.missing(shares[engine]) for engine in lost
+            }
         return [flight.done[i] for i in range(len(requests))]
 
-    def _shares(self, waiting: list[int], requests: Sequence[Request]) -> Mapping[int, list[int]]:
+    def _shares(self, requests: Sequence[Request]) -> Mapping[int, list[int]]:
         """Request numbers by engine: samples of one prompt stay together, prompts take turns."""
         shares: dict[int, list[int]] = {}
         turn: dict[tuple[int, ...], int] = {}
-        for number in waiting:
-            prompt = tuple(requests[number].prompt_ids)
-            engine = turn.setdefault(prompt, len(turn) % len(self.members))
+        for number, request in enumerate(requests):
+            engine = turn.setdefault(tuple(request.prompt_ids), len(turn) % len(self.members))
             shares.setdefault(engine, []).append(number)
         return shares
 
     def _round(
         self, flight: _Flight, shares: Mapping[int, list[int]], sampling: SamplingSection
-    ) -> list[Member]:
+    ) -> list[int]:
         """Lets every engine answer its share; returns those that were lost."""
         streams: dict[Any, tuple[int, Member]] = {}
         for engine, numbers in shares.items():
@@ -68,18 +76,17 @@ class SamplerGroup:
                 engine,
                 member,
             )
-        lost = []
+        lost = list[int]()
         while streams:
             stream = self.watch.ready({stream: member for stream, (_, member) in streams.items()})
             engine, member = streams[stream]
             try:
                 piece: Piece = value(next(stream), member)
                 flight.take(engine, shares[engine], piece)
-            except StopIteration:
+            except (StopIteration, Lost):
                 del streams[stream]
-            except Lost:
-                del streams[stream]
-                lost.append(member)
+                if flight.missing(shares[engine]):
+                    lost.append(engine)
         return lost
 
     def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -110,14 +117,15 @@ class _Flight:
         self.done: dict[int, Response] = {}
         self._tokens: dict[int, int] = {}
 
-    def waiting(self) -> list[int]:
-        """Requests without an answer."""
-        return [i for i in range(len(self.requests)) if i not in self.done]
+    def missing(self, numbers: list[int]) -> list[int]:
+        """Those of some requests that have no answer."""
+        return [number for number in numbers if number not in self.done]
 
     def take(self, engine: int, numbers: list[int], piece: Piece) -> None:
         """Notes what an engine reports of the requests it has."""
         for place, response in piece.rows:
-            self.done[numbers[place]] = response
-            self._finished(numbers[place], response)
+            if numbers[place] not in self.done:  # a second time it is the same
+                self.done[numbers[place]] = response
+                self._finished(numbers[place], response)
         self._tokens[engine] = piece.tokens
         self._progress(len(self.done), len(self.requests), sum(self._tokens.values()))
