@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 from hosts import PORT, Host, two_nodes, wait_for_nodes
@@ -76,18 +75,18 @@ def disturbed(head: Host, other: Host, mark: str) -> int:
     options = [*RECIPE, "tracking.name=disturbed", "--cluster", f"{head.address}:{PORT}"]
     kinds: list[str] = []
     struck = 0
-    with closing(Run(output, *options, prefix=head.prefix, mark=mark)) as run:
-        while run.process.poll() is None:
-            time.sleep(random_.uniform(2, 14))
-            if not kinds:
-                kinds = random_.sample(list(VICTIMS), len(VICTIMS))
-            if struck < KILLS and run.process.poll() is None:
-                kind = kinds.pop()
-                if strike(kind, run, head, other, random_):
-                    struck += 1
-                    say(f"{struck:3}  {kind}, after step {steps_done('disturbed')}")
-        assert run.process.returncode == 0, run.said()
-        said = run.said()
+    run = Run(output, *options, prefix=head.prefix, mark=mark)
+    while run.process.poll() is None:
+        time.sleep(random_.uniform(2, 14))
+        if not kinds:
+            kinds = random_.sample(list(VICTIMS), len(VICTIMS))
+        if struck < KILLS and run.process.poll() is None:
+            kind = kinds.pop()
+            if strike(kind, run, head, other, random_):
+                struck += 1
+                say(f"{struck:3}  {kind}, after step {steps_done('disturbed')}")
+    said = run.said()
+    assert run.process.returncode == 0, said
     say(f"finished: {said.count('starting again from the last checkpoint')} restarts after a lost actor, ")
     say(
         f"          {said.count('the driver was killed')} of the driver, {said.count('takes its place')} replacements"
@@ -111,8 +110,8 @@ def main() -> None:
     with two_nodes(CORES, mark) as (head, other):
         options = [*RECIPE, "tracking.name=undisturbed", "--cluster", f"{head.address}:{PORT}"]
         started = time.perf_counter()
-        with closing(Run(RUNS / "undisturbed.txt", *options, prefix=head.prefix, mark=mark)) as run:
-            assert run.process.wait() == 0, run.said()
+        run = Run(RUNS / "undisturbed.txt", *options, prefix=head.prefix, mark=mark)
+        assert run.process.wait() == 0, run.said()
         say(
             f"undisturbed: {STEPS} steps in {time.perf_counter() - started:.0f} s, weights {digest('undisturbed')}"
         )
