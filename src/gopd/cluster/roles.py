@@ -35,7 +35,7 @@ class ClusterRoles(Roles):
     def __init__(self, recipe: OpdRecipe | GrpoRecipe, task: Task, address: str) -> None:
         section = recipe.cluster
         self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
-        self._published: tuple[int, list[Any]] | None = None
+        self._published: tuple[int, list[Any]] = (0, [])
         self._adopted = 0
         on_cores = plan(recipe, gpu=False)
         if address == "local" and not torch.cuda.is_available():
@@ -127,11 +127,11 @@ class ClusterRoles(Roles):
 
     def adopt(self) -> int:
         """Lets samplers take the last weights that were laid out; returns their version."""
-        if self._published is not None:
-            self._adopted, pieces = self._published
-            self._published = None
+        version, pieces = self._published  # by another thread, which may be laying out the next ones
+        if version != self._adopted:
             self.sampler.adopt(pieces)
-        return self._adopted
+            self._adopted = version
+        return version
 
     def check_folder(self, folder: Path) -> None:
         """BadInput when a learner rank's node has another disk."""
