@@ -19,7 +19,7 @@ from processes import Run, kill
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "kills"
-STEPS, KILLS, CORES = 90, 22, 3
+STEPS, KILLS, CORES = 75, 22, 3
 RECIPE = [
     str(ROOT / "recipes" / "quickstart.yaml"),
     f"train.steps={STEPS}",
