@@ -18,7 +18,7 @@ from gopd.cluster.actors import Place, TeacherEngine
 from gopd.errors import BadInput
 from gopd.recipe import GrpoRecipe
 from gopd.recipe_file import parse_recipe
-from gopd.types import Prompt, Rollout
+from gopd.types import Prompt, Rollout, Scores
 from runs import (
     Tree,
     held_out,
@@ -175,8 +175,8 @@ def test_with_grpo_the_reference_alone_scores_all_rows(
     engine = TeacherEngine(recipe, Place(str(Path.cwd()), 0, 1, None), None)
     engine.load()
     prompt = Prompt(0, "here", (), "sums", "math", "1", None, None, {})
-    (score,), hidden = engine.score([Rollout(prompt, 0, [5, 6], [7, 8, 9], None, True, "")], 1.0, False)
-    assert score is not None and score.reference_logprobs_R is not None and not hidden
+    (score,) = engine.score([Rollout(prompt, 0, [5, 6], [7, 8, 9], None, True, "")], 1.0, False)
+    assert isinstance(score, Scores) and score.reference_logprobs_R is not None
     assert score.reference_logprobs_R.shape == (3,)
 
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gopd.scorer import Scorer
 from gopd.sections import SamplingSection
 from gopd.setup import device_of, load_student, make_learner, slots_of, student_vllm
 from gopd.sharding import Ranks
-from gopd.types import HiddenHere, Rollout, Scores, TokenTerms
+from gopd.types import Hidden, HiddenHere, Rollout, Scores, TokenTerms
 
 BUCKET_BYTES = 2**29
 """Weights travel in pieces of about this size."""
@@ -65,15 +65,14 @@ class Place:
 
 @dataclass(frozen=True)
 class HiddenAway:
-    """Hidden states of some rows in the object store, and which of them are meant."""
+    """Hidden states of a row in the object store."""
 
     reference: Any
-    row: int
 
     def states(self) -> tuple[Tensor, Tensor | None]:
         """Fetches them, wherever they are."""
-        rows: list[HiddenHere] = ray.get(self.reference)
-        return rows[self.row].states()
+        found: HiddenHere = ray.get(self.reference)
+        return found.states()
 
 
 class Actor:
@@ -237,12 +236,13 @@ class TeacherEngine(Actor):
 
     def score(
         self, rollouts: Sequence[Rollout], temperature: float, keep_hidden: bool
-    ) -> tuple[list[Scores | None], list[HiddenHere]]:
-        """Scores, and their hidden states apart, so that these can stay where they are."""
+    ) -> list[Scores | None] | tuple[list[Scores | None], *tuple[HiddenHere | None, ...]]:
+        """Scores; with `keep_hidden` also every row's hidden states, apart so that each can stay where it is."""
         scores = self.scorer.score(rollouts, temperature=temperature, keep_hidden=keep_hidden)
-        hidden = [score.hidden for score in scores if score is not None and score.hidden is not None]
-        plain = [None if s is None else Scores(s.route, s.reward_scale, *_numbers(s)) for s in scores]
-        return plain, [HiddenHere(*(None if h is None else h.cpu() for h in row.states())) for row in hidden]  # type: ignore[arg-type]
+        if not keep_hidden:
+            return scores
+        plain = [None if score is None else replace(score, hidden=None) for score in scores]
+        return (plain, *(None if s is None or s.hidden is None else _on_host(s.hidden) for s in scores))
 
     def heads(self) -> tuple[Tensor, Tensor | None]:
         """The heads [V, D] of teacher and reference."""
@@ -255,8 +255,9 @@ class TeacherEngine(Actor):
         yield from stream(self.scorer.sampler(self.teacher), requests, sampling)
 
 
-def _numbers(scores: Scores) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return scores.teacher_logprobs_R, scores.reference_logprobs_R, scores.log_partition_R
+def _on_host(hidden: Hidden) -> HiddenHere:
+    teacher_RD, reference_RD = hidden.states()
+    return HiddenHere(teacher_RD.cpu(), None if reference_RD is None else reference_RD.cpu())
 
 
 def stream(sampler: Sampler, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:

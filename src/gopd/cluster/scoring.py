@@ -36,11 +36,11 @@ class ScorerGroup:
 
 @dataclass(frozen=True)
 class _Call:
-    """Rows that a scorer is at work on; `hidden` is a reference to where their hidden states will be."""
+    """Rows that a scorer is at work on; `hidden` are references to where their hidden states will be, if kept."""
 
     member: Member
     rows: tuple[int, ...]
-    hidden: Any
+    hidden: Sequence[Any]
 
 
 class GroupScoring:
@@ -57,9 +57,8 @@ class GroupScoring:
         self._rollouts: dict[int, Rollout] = {}
         self._part_of: dict[int, tuple[int, ...]] = {}
         self._route_of: dict[int, str | None] = {}
-        alone = list(group.members) == [None]  # method grpo: one reference, whatever the route
         for route, members in group.members.items():
-            mine = [i for i, name in enumerate(routes) if alone or name == route]
+            mine = [i for i, name in enumerate(routes) if name == route]
             size = max(1, -(-len(mine) // (PARTS * len(members))))
             for start in range(0, len(mine), size):
                 part = tuple(mine[start : start + size])
@@ -83,7 +82,9 @@ class GroupScoring:
         member = min(self._group.members[self._route_of[part[0]]], key=busy.count)
         member.heard()
         batch = [self._rollouts[row] for row in part]
-        scores, hidden = member.handle.score.options(num_returns=2).remote(batch, *self._options)
+        kept = len(part) if self._options[1] else 0
+        found = member.handle.score.options(num_returns=1 + kept).remote(batch, *self._options)
+        scores, *hidden = found if kept else [found]
         self._calls[scores] = _Call(member, part, hidden)
 
     def scores(self, rollouts: Sequence[Rollout], done: Done = silent) -> list[Scores | None]:
@@ -103,11 +104,10 @@ class GroupScoring:
 
     def _placed(self, call: _Call, scores: list[Scores | None]) -> dict[int, Scores]:
         """By row; with `keep_hidden` they say where their hidden states are. None has what a server scores."""
-        found = {row: score for row, score in zip(call.rows, scores, strict=True) if score is not None}
-        if not self._options[1]:
-            return found
-        places = enumerate(found.items())
-        return {row: replace(score, hidden=HiddenAway(call.hidden, i)) for i, (row, score) in places}
+        away: list[HiddenAway | None] = [HiddenAway(reference) for reference in call.hidden]
+        places = away or [None] * len(call.rows)
+        rows = zip(call.rows, scores, places, strict=True)
+        return {row: replace(score, hidden=place) for row, score, place in rows if score is not None}
 
     def _again(self, call: _Call, error: Lost) -> None:
         """Replaces a lost scorer, and sends again all that it had."""
