@@ -18,8 +18,8 @@ from gopd.errors import BadInput
 
 log = logging.getLogger(__name__)
 
-TESTED = ("2.55", "2.60")
-"""First and last minor version of Ray that this was tried with."""
+TESTED = "2.60"
+"""The minor version of Ray that this was tried with."""
 CONNECT_SECONDS = 5.0
 LEAST_SHARED_MEMORY = 512 * 2**20
 """Bytes of shared memory below which Ray's object store has no room for weights and rollouts."""
@@ -76,10 +76,8 @@ def _no_cluster(address: str, error: Exception) -> BadInput:
 
 
 def _check_version() -> None:
-    have = tuple(map(int, version("ray").split(".")[:2]))
-    low, high = (tuple(map(int, v.split("."))) for v in TESTED)
-    if not low <= have <= high:
-        log.warning("ray %s is outside the tested range, %s to %s", version("ray"), *TESTED)
+    if version("ray").split(".")[:2] != TESTED.split("."):
+        log.warning("ray is %s here, and this was tested with %s only", version("ray"), TESTED)
 
 
 def _check_shared_memory() -> None:
