@@ -134,6 +134,20 @@ def test_an_unknown_key_names_the_nearest_at_every_depth(tmp_path: Path, overrid
     assert f"unknown key {override.partition('=')[0]}; " in message and known in message
 
 
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        (["sampler.engine=vllm"], "with train.max_staleness 0 nothing new comes"),
+        (["train.max_staleness=1"], "sampler.engine is torch; set it to vllm"),
+        (["sampler.engine=vllm", "train.max_staleness=1", "sampler.vllm.sleep=true"], "take turns with it"),
+    ],
+)
+def test_updates_in_flight_need_vllm_awake_and_ahead(
+    tmp_path: Path, others: list[str], expected: str
+) -> None:
+    assert expected in refusal(tmp_path, "sampler.vllm.in_flight_updates=true", *others)
+
+
 def test_all_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
     message = refusal(tmp_path, "train.stepz=1", "optim.lrr=1")
     assert "train.stepz" in message and "optim.lrr" in message

@@ -71,10 +71,17 @@ def started(folder: Path) -> Iterator[VllmSampler]:
     sampler.close()
 
 
+@pytest.fixture(scope="module")
+def flying(folder: Path) -> Iterator[VllmSampler]:
+    sampler = start(folder, in_flight_updates=True)
+    yield sampler
+    sampler.close()
+
+
 @pytest.fixture
 def sampler(started: VllmSampler, folder: Path) -> VllmSampler:
     """The engine with the folder's weights, whatever the test before left in it."""
-    started.update(load(folder).module.named_parameters())
+    started.update(load(folder).module.named_parameters(), 1)
     return started
 
 
@@ -136,7 +143,7 @@ def test_greedy_is_the_trainers_before_and_after_an_update(sampler: VllmSampler,
     before, after = trainers(load(folder), requests, GREEDY), trainers(student, requests, GREEDY)
     assert before != after, "the same answer from both would prove nothing"
     assert [r.ids for r in sample(sampler, requests, GREEDY)] == before
-    sampler.update(student.module.named_parameters())
+    sampler.update(student.module.named_parameters(), 1)
     assert [r.ids for r in sample(sampler, requests, GREEDY)] == after
 
 
@@ -250,7 +257,8 @@ def test_an_update_in_many_pieces_is_whole(
     student, requests = perturbed(folder), requests_of(12)
     monkeypatch.setattr(engine, "CHUNK_BYTES", 5000)
     left = set(Path(engine._shared_memory() or "/tmp").iterdir())
-    sampler.update((name, weight) for name, weight in reversed(list(student.module.named_parameters())))
+    backwards = reversed(list(student.module.named_parameters()))
+    sampler.update(((name, weight) for name, weight in backwards), 1)
     assert set(Path(engine._shared_memory() or "/tmp").iterdir()) == left
     responses = sample(sampler, requests, SamplingSection())
     assert gap(plain64_now(folder, student), requests, responses, 1.0) < 1e-4
@@ -263,7 +271,7 @@ def test_an_interruption_leaves_no_rows_behind(sampler: VllmSampler, folder: Pat
 
     with pytest.raises(KeyboardInterrupt):
         sampler.sample(requests_of(40), SamplingSection(), lambda *_: None, interrupt)
-    sampler.update(load(folder).module.named_parameters())
+    sampler.update(load(folder).module.named_parameters(), 1)
     assert [r.ids for r in sample(sampler, requests_of(5), GREEDY)] == trainers(
         load(folder), requests_of(5), GREEDY
     )
@@ -273,7 +281,7 @@ def test_weights_that_are_not_numbers_fail_the_run(sampler: VllmSampler, folder:
     student = load(folder)  # to be the last test of this engine: they stay in its cache
     with torch.no_grad():
         next(iter(student.module.parameters()))[:] = torch.nan
-    sampler.update(student.module.named_parameters())
+    sampler.update(student.module.named_parameters(), 1)
     with pytest.raises(RunFailed, match="not finite"):
         sample(sampler, requests_of(4), SamplingSection())
 
@@ -286,7 +294,7 @@ def test_two_workers_share_the_weights(parallel: VllmSampler, two_heads_folder: 
     old = sample(parallel, requests, sampling)
     assert gap(plain64(two_heads_folder), requests, old, 0.8) < 1e-4
     student = perturbed(two_heads_folder)
-    parallel.update(student.module.named_parameters())
+    parallel.update(student.module.named_parameters(), 1)
     new = sample(parallel, requests, sampling)
     now = plain64_now(two_heads_folder, student)
     assert gap(now, requests, new, 0.8) < 1e-4 < 0.1 < gap(now, requests, old, 0.8)
@@ -300,13 +308,13 @@ def test_prefixes_of_old_weights_are_not_used(
 
     def gap_after(seed: int) -> float:
         student = perturbed(two_heads_folder, seed)
-        parallel.update(student.module.named_parameters())
+        parallel.update(student.module.named_parameters(), 1)
         responses = sample(parallel, long, SamplingSection())
         return gap(plain64_now(two_heads_folder, student), long, responses, 1.0)
 
     sample(parallel, long, SamplingSection())
     assert gap_after(2) < 1e-4
-    monkeypatch.setattr(parallel._llm, "reset_prefix_cache", lambda: True)
+    monkeypatch.setattr(parallel._llm, "reset_prefix_cache", lambda **_: True)
     assert gap_after(3) > 1e-2, "the prompt was not cached: nothing is proved"
 
 
@@ -314,7 +322,43 @@ def test_an_update_without_some_weight_is_an_error(parallel: VllmSampler, two_he
     weights = dict(load(two_heads_folder).module.named_parameters())
     del weights["model.norm.weight"]
     with pytest.raises(RunFailed, match=r"1 weights were not sent, the first is model\.norm\.weight"):
-        parallel.update(weights.items())
+        parallel.update(weights.items(), 1)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingSection(temperature=0.8)], ids=["greedy", "drawn"])
+def test_weights_change_in_the_middle_of_responses(
+    flying: VllmSampler, folder: Path, sampling: SamplingSection
+) -> None:
+    """Every token is drawn by the weights whose version it carries, as if those had read all that stands before it."""
+    students = [load(folder), perturbed(folder, 1), perturbed(folder, 2)]
+    flying.update(students[0].module.named_parameters(), 0)
+    versions = iter([(150, 1), (260, 2)])
+    due, version = next(versions)
+
+    def progress(done: int, total: int, tokens: int) -> None:
+        nonlocal due, version
+        if tokens >= due:
+            flying.update(students[version].module.named_parameters(), version)
+            due, version = next(versions, (10**9, 0))
+
+    requests = requests_of(12, limit=60)
+    responses = flying.sample(requests, sampling, progress)
+    models = [plain64_now(folder, student) for student in students]
+    swapped = set[tuple[int, ...]]()
+    for request, response in zip(requests, responses, strict=True):
+        found = response.versions
+        assert found is not None and found == sorted(found) and len(found) == len(response.ids)
+        swapped.add(tuple(sorted(set(found))))
+        versions_R, ids_R = torch.tensor(found), torch.tensor(response.ids)
+        with torch.no_grad():
+            logprobs_SRV = torch.stack(
+                [row_logprobs(m, request.prompt_ids, response.ids, sampling.temperature) for m in models]
+            )
+        own_RV = logprobs_SRV[versions_R, torch.arange(len(found))]
+        assert (own_RV.gather(1, ids_R[:, None])[:, 0] - response.logprobs_R).abs().max() < 1e-4
+        if sampling == GREEDY:
+            assert own_RV.argmax(-1).tolist() == response.ids
+    assert (0, 1, 2) in swapped, "no response saw all three"
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -132,12 +132,11 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
             None,
         ],
         lambda ids: [f"<{i}>" for i in ids],
-        version=10,
+        versions=[[9, 10, 10], [10], []],
     )
     sampled, other, demonstration = pq.read_table(path).to_pylist()
     assert sampled == {
         "step": 12,
-        "version": 10,
         "row": 17,
         "where": "train.jsonl:18",
         "sample": 2,
@@ -149,6 +148,7 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
         "finished": True,
         "response_ids": [5, 7, 0],
         "tokens": ["<5>", "<7>", "<0>"],
+        "versions": [9, 10, 10],
         "sampler_logprobs": [-0.5, -1.25, -3.0],
         "student_logprobs": own.tolist(),
         "teacher_logprobs": teacher.tolist(),

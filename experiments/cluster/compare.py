@@ -25,15 +25,20 @@ VLLM = ["sampler.engine=vllm"]
 LOCAL = ["--cluster", "local"]
 CELLS: Mapping[str, tuple[list[str], list[int]]] = {
     "one process, embedded sampler": ([], [0, 1, 2]),
-    "one process, vLLM": (VLLM, [0]),
+    "one process, vLLM": (VLLM, [0, 1, 2]),
     "Ray, 2 learner ranks, 2 engines": (
         ["cluster.learner_ranks=2", "cluster.sampler_replicas=2", *LOCAL],
         [0, 1],
     ),
     "2 nodes, 2 learner ranks, 2 engines": (["cluster.learner_ranks=2", "cluster.sampler_replicas=2"], [0]),
     "Ray, staleness 1": (["train.max_staleness=1", *LOCAL], [0, 1]),
-    "Ray, staleness 2": (["train.max_staleness=2", *LOCAL], [0]),
+    "Ray, staleness 2": (["train.max_staleness=2", *LOCAL], [0, 1]),
     "Ray, staleness 4": (["train.max_staleness=4", *LOCAL], [0, 1]),
+    "Ray, vLLM, staleness 1": (["train.max_staleness=1", *VLLM, *LOCAL], [0, 1]),
+    "Ray, vLLM, staleness 1, in flight": (
+        ["train.max_staleness=1", "sampler.vllm.in_flight_updates=true", *VLLM, *LOCAL],
+        [0, 1],
+    ),
 }
 """By name: changes to the recipe and options, and the seeds to run."""
 
@@ -90,8 +95,8 @@ def table(results: Mapping[str, Any]) -> str:
     domains = sorted(next(iter(results.values()))["domains"])
     head = ["", "seed", *domains, "KL to target", "mean staleness", "largest correction", "seconds"]
     rows = [head, ["---"] * len(head)]
-    for key, found in results.items():
-        name, _, seed = key.rpartition("/")
+    for name, seed in ((name, seed) for name, (_, seeds) in CELLS.items() for seed in seeds):
+        found = results[f"{name}/{seed}"]
         cells = [
             f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
             for a, low, high, _ in map(found["domains"].get, domains)
@@ -103,7 +108,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"{found['correction']:.3f}",
             f"{found['seconds']:.0f}",
         ]
-        rows.append([name, seed, *cells, *rest])
+        rows.append([name, str(seed), *cells, *rest])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -22,12 +22,21 @@ TRAINING, VALIDATION = 0, 1
 
 @dataclass(frozen=True)
 class Collected:
-    """What one step learns from. `version` is the step after which the weights that sampled were taken."""
+    """What one step learns from. `version` is the step after which the weights that began to sample it were taken."""
 
     rollouts: list[Rollout]
     scores: Sequence[Scores | None]
     version: int
     clock: Clock
+
+    def versions(self) -> list[list[int]]:
+        """Of each rollout, token by token: the steps after which the weights that sampled it were taken."""
+        return [r.versions or [self.version] * len(r.response_ids) for r in self.rollouts]
+
+    def staleness(self, step: int) -> float:
+        """How many steps older than those that `step` begins with the sampling weights were; mean over tokens."""
+        versions = [version for row in self.versions() for version in row]
+        return step - 1 - sum(versions) / len(versions)
 
 
 class Collector:
@@ -95,7 +104,7 @@ class Collector:
         with clock.phase("sample"), self.display.phase("sampling", len(batch) * samples) as bar:
 
             def progress(done: int, total: int, tokens: int) -> None:
-                self.still_wanted()
+                self.meanwhile()
                 bar.sampled(done, total, tokens)
 
             rollouts = sample_rollouts(
@@ -111,7 +120,7 @@ class Collector:
             )
         return rollouts, scoring
 
-    def still_wanted(self) -> None:
+    def meanwhile(self) -> None:
         """Called while a batch is sampled; may raise to give it up."""
 
 
@@ -123,12 +132,13 @@ class AheadCollector(Collector):
     """Collects in a thread, ahead of the learner.
 
     A batch is sampled by the newest weights there are when it is begun, at most `train.max_staleness` steps older than
-    those it updates. What the thread raises is raised by `take`.
+    those it updates, and with `in_flight_updates` by newer ones as they come. What the thread raises, `take` raises.
     """
 
     def __init__(self, recipe: AnyRecipe, task: Task, roles: Roles, display: Display, first: int) -> None:
         super().__init__(recipe, task, roles, display, first)
         self._newest, self._next = first - 1, first
+        self._in_flight = isinstance(recipe, SampledRecipe) and recipe.sampler.vllm.in_flight_updates
         self._batches: dict[int, Collected] = {}
         self._error: BaseException | None = None
         self._closed = False
@@ -165,8 +175,13 @@ class AheadCollector(Collector):
             self._change.notify_all()
         self._thread.join()
 
-    def still_wanted(self) -> None:
-        """Raises when the collector has been closed."""
+    def meanwhile(self) -> None:
+        """Tells engines of newer weights, where they can take them in flight; raises when closed."""
+        self._still_wanted()
+        if self._in_flight:
+            self.roles.offer()
+
+    def _still_wanted(self) -> None:
         if self._closed:
             raise _GivenUp
 
@@ -176,7 +191,7 @@ class AheadCollector(Collector):
                 with self._change:
                     oldest = step - 1 - self.recipe.train.max_staleness
                     self._change.wait_for(lambda oldest=oldest: self._closed or self._newest >= oldest)  # type: ignore[misc]
-                self.still_wanted()
+                self._still_wanted()
                 with self._sampling:
                     batch = self.collect(step)
                 with self._change:

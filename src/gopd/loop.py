@@ -145,7 +145,7 @@ class Job:
                         with got.clock.phase("sync"):
                             self.roles.publish(step)
                         batches.published(step)
-                    figures = step_metrics(batch, updates, step - 1 - got.version) | got.clock.metrics()
+                    figures = step_metrics(batch, updates, got.staleness(step)) | got.clock.metrics()
                     if not batch.exact:
                         figures |= gap_metrics(got.rollouts, reports)
                     metrics.append({"step": step, **figures})
@@ -275,7 +275,7 @@ class Job:
             got.rollouts[:limit],
             reports[:limit],
             self._token_names,
-            version=got.version,
+            versions=got.versions()[:limit],
         )
 
     def _token_names(self, ids: list[int]) -> list[str]:

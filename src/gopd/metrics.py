@@ -51,11 +51,11 @@ class Clock:
         return seconds | rates | {"memory/peak_gb": max(self.peak_gb.values())}
 
 
-def step_metrics(batch: Batch, updates: Sequence[Update], staleness: int = 0) -> dict[str, float]:
+def step_metrics(batch: Batch, updates: Sequence[Update], staleness: float = 0) -> dict[str, float]:
     """Figures of one step: losses, advantages and gaps per teacher, groups, lengths, rewards per data source.
 
     Where nothing was learned from any rollout, those of the loss are left out. `staleness` is how many steps older the
-    weights that sampled are than those that the step begins with.
+    weights that sampled are than those that the step begins with, on average over tokens.
     """
     rollouts = batch.rollouts
     reports = [report for update in updates for report in update.reports if report is not None]

@@ -80,6 +80,21 @@ class SampledRecipe(Recipe):
             )
         return self
 
+    @model_validator(mode="after")
+    def _updates_in_flight(self) -> Self:
+        if not self.sampler.vllm.in_flight_updates:
+            return self
+        if self.sampler.engine != "vllm":
+            raise ValueError(
+                "sampler.vllm.in_flight_updates is set, but sampler.engine is torch; set it to vllm"
+            )
+        if not self.train.max_staleness:
+            raise ValueError(
+                "sampler.vllm.in_flight_updates is set, but with train.max_staleness 0 nothing new comes while a batch "
+                "is sampled; raise it to 1 or more"
+            )
+        return self
+
     @property
     def scored(self) -> bool:
         """Whether any frozen model takes part."""

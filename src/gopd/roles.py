@@ -111,6 +111,10 @@ class Roles(ABC):
         """Gives the sampler the weights that were last made ready; returns their version."""
 
     @abstractmethod
+    def offer(self) -> None:
+        """Lets engines take newer weights in the middle of what they are sampling, if there are any and they can."""
+
+    @abstractmethod
     def check_folder(self, folder: Path) -> None:
         """BadInput when a run folder is not there for all who write to it."""
 

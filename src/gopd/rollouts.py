@@ -105,7 +105,16 @@ def sample_rollouts(
     def rollout(number: int, response: Response) -> Rollout:
         prompt, ids, sample = work[number]
         (text,) = tokenizer.batch_decode([response.ids], skip_special_tokens=True)
-        return Rollout(prompt, sample, ids, response.ids, response.logprobs_R, response.finished, text)
+        return Rollout(
+            prompt,
+            sample,
+            ids,
+            response.ids,
+            response.logprobs_R,
+            response.finished,
+            text,
+            versions=response.versions,
+        )
 
     def hand_on(number: int, response: Response) -> None:
         assert finished is not None

@@ -184,6 +184,17 @@ class VllmSection(Section):
     """Start in seconds, without compiling the model first."""
     sleep: bool = False
     """Give the device's memory back while others compute; for engines that share a GPU with the learner."""
+    in_flight_updates: bool = False
+    """Take new weights in the middle of responses, as soon as there are any; with `train.max_staleness` above 0."""
+
+    @model_validator(mode="after")
+    def _awake_in_flight(self) -> VllmSection:
+        if self.in_flight_updates and self.sleep:
+            raise ValueError(
+                "in_flight_updates is for engines that sample while the learner trains, and sleep for those that take "
+                "turns with it; choose one"
+            )
+        return self
 
 
 class SamplerSection(SamplingSection):

@@ -210,9 +210,12 @@ class LocalRoles(Roles):
     def adopt(self) -> int:
         """Gives the sampler the learner's weights."""
         if self.apart and self._adopted != self._version:
-            self.sampler.update(self.learner.weights())
+            self.sampler.update(self.learner.weights(), self._version)
         self._adopted = self._version
         return self._adopted
+
+    def offer(self) -> None:
+        """Nothing is sampled while the learner trains."""
 
     def check_folder(self, folder: Path) -> None:
         """It is there."""

@@ -65,17 +65,17 @@ def write_rollouts(
     reports: Sequence[TokenReport | None],
     tokens: Callable[[list[int]], list[str]],
     *,
-    version: int | None = None,
+    versions: Sequence[list[int]] | None = None,
 ) -> None:
     """Writes one Parquet file, a row per rollout, with lists of one number per response token.
 
-    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids. `version` is the step
-    after which the weights that sampled were taken.
+    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids. `versions` are the
+    steps after which the weights that sampled each token were taken.
     Raises RunFailed when the disk refuses.
     """
-    rows = [
-        _row(step, *parts, tokens) | {"version": version} for parts in zip(rollouts, reports, strict=True)
-    ]
+    rows = [_row(step, *parts, tokens) for parts in zip(rollouts, reports, strict=True)]
+    for row, found in zip(rows, versions or [], strict=versions is not None):
+        row["versions"] = found
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), buffer, compression="zstd")
     atomic_write(path, buffer.getvalue().to_pybytes())
@@ -98,7 +98,6 @@ _PER_TOKEN = pa.list_(pa.float32())
 ROLLOUT_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
-        ("version", pa.int64()),
         ("row", pa.int64()),
         ("where", pa.string()),
         ("sample", pa.int64()),
@@ -110,6 +109,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("finished", pa.bool_()),
         ("response_ids", pa.list_(pa.int64())),
         ("tokens", pa.list_(pa.string())),
+        ("versions", pa.list_(pa.int64())),
         ("sampler_logprobs", _PER_TOKEN),
         ("student_logprobs", _PER_TOKEN),
         ("teacher_logprobs", _PER_TOKEN),

@@ -10,7 +10,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,8 @@ class SamplingEngine(Actor):
     def __init__(self, recipe: OpdRecipe | GrpoRecipe, place: Place, longest: int) -> None:
         super().__init__(recipe, place)
         self.longest = longest
+        self.version = 0
+        self._offered: tuple[Sequence[Any], int] | None = None
 
     def load(self) -> None:
         """Starts the engine that the recipe asks for, with the student's initial weights."""
@@ -215,11 +217,23 @@ class SamplingEngine(Actor):
 
     def sample(self, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
         """Responses as they are finished, with their requests' numbers, and how far the others are."""
-        yield from stream(self.sampler, requests, sampling)
+        yield from stream(self.sampler, requests, sampling, self._take_offered)
 
-    def update(self, pieces: Sequence[Any]) -> None:
-        """Takes new weights, by references to their pieces."""
-        self.sampler.update(pair for piece in pieces for pair in ray.get(piece))
+    def update(self, pieces: Sequence[Any], version: int) -> None:
+        """Takes new weights, by references to their pieces, if they are newer than its own."""
+        if version > self.version:
+            self.sampler.update((pair for piece in pieces for pair in ray.get(piece)), version)
+            self.version = version
+
+    def offer(self, pieces: Sequence[Any], version: int) -> None:
+        """Notes newer weights, for a thread that is sampling; the call returns at once."""
+        self._offered = (pieces, version)
+
+    def _take_offered(self) -> None:
+        """Between two tokens."""
+        offered, self._offered = self._offered, None
+        if offered is not None:
+            self.update(*offered)
 
 
 class TeacherEngine(Actor):
@@ -260,18 +274,22 @@ def _on_host(hidden: Hidden) -> HiddenHere:
     return HiddenHere(teacher_RD.cpu(), None if reference_RD is None else reference_RD.cpu())
 
 
-def stream(sampler: Sampler, requests: Sequence[Request], sampling: SamplingSection) -> Iterator[Piece]:
-    """Runs a sampler in a thread and passes on what it reports, every now and then."""
+def stream(
+    sampler: Sampler,
+    requests: Sequence[Request],
+    sampling: SamplingSection,
+    between: Callable[[], None] = lambda: None,
+) -> Iterator[Piece]:
+    """Runs a sampler in a thread and passes on what it reports, every now and then; `between` runs between tokens."""
     reports: queue.SimpleQueue[tuple[int, Response] | int | BaseException | None] = queue.SimpleQueue()
+
+    def progress(done: int, total: int, tokens: int) -> None:
+        between()
+        reports.put(tokens)
 
     def work() -> None:
         try:
-            sampler.sample(
-                requests,
-                sampling,
-                lambda done, total, tokens: reports.put(tokens),
-                lambda number, response: reports.put((number, response)),
-            )
+            sampler.sample(requests, sampling, progress, lambda *finished: reports.put(finished))
             reports.put(None)
         except BaseException as error:  # whatever it is, it is raised where it can be seen
             reports.put(error)

@@ -36,7 +36,7 @@ class ClusterRoles(Roles):
         section = recipe.cluster
         self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
         self._published: tuple[int, list[Any]] = (0, [])
-        self._adopted = 0
+        self._adopted = self._offered = 0
         on_cores = plan(recipe, gpu=False)
         if address == "local" and not torch.cuda.is_available():
             check_cores(on_cores)
@@ -129,9 +129,16 @@ class ClusterRoles(Roles):
         """Lets samplers take the last weights that were laid out; returns their version."""
         version, pieces = self._published  # by another thread, which may be laying out the next ones
         if version != self._adopted:
-            self.sampler.adopt(pieces)
-            self._adopted = version
+            self.sampler.adopt(pieces, version)
+            self._adopted = self._offered = version
         return version
+
+    def offer(self) -> None:
+        """Tells engines of weights that were laid out since they began to sample; they take them between two tokens."""
+        version, pieces = self._published
+        if version != self._offered:
+            self.sampler.offer(pieces, version)
+            self._offered = version
 
     def check_folder(self, folder: Path) -> None:
         """BadInput when a learner rank's node has another disk."""

@@ -9,7 +9,7 @@ import ray
 from torch import Tensor
 
 from gopd.cluster.actors import Piece
-from gopd.cluster.watch import Member, Watch, value
+from gopd.cluster.watch import HEALTH, Member, Watch, value
 from gopd.errors import Lost, RunFailed
 from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sections import SamplingSection
@@ -23,7 +23,7 @@ class SamplerGroup:
 
     def __init__(self, members: Sequence[Member], watch: Watch, *, exact: bool) -> None:
         self.members, self.watch, self.exact = members, watch, exact
-        self._weights: list[Any] = []
+        self._weights: tuple[Sequence[Any], int] = ([], 0)
 
     def sample(
         self,
@@ -89,14 +89,21 @@ class SamplerGroup:
                     lost.append(engine)
         return lost
 
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Gives every engine weights that this process has; on a cluster they come by `adopt`, from actor to actor."""
-        self.adopt([ray.put(list(weights))])
+        self.adopt([ray.put(list(weights))], version)
 
-    def adopt(self, pieces: Sequence[Any]) -> None:
+    def offer(self, pieces: Sequence[Any], version: int) -> None:
+        """Tells every engine of newer weights; those that sample take them as soon as they can, and nobody waits."""
+        self._weights = (pieces, version)
+        for member in self.members:
+            member.handle.offer.options(concurrency_group=HEALTH).remote(pieces, version)
+
+    def adopt(self, pieces: Sequence[Any], version: int) -> None:
         """Every engine takes weights by references to their pieces; these are kept for engines that are replaced."""
-        self._weights = list(pieces)
-        for reference, member in self.watch.each({m.handle.update.remote(pieces): m for m in self.members}):
+        self._weights = (pieces, version)
+        calls = {m.handle.update.remote(pieces, version): m for m in self.members}
+        for reference, member in self.watch.each(calls):
             try:
                 value(reference, member)
             except Lost:
@@ -105,8 +112,8 @@ class SamplerGroup:
     def restore(self, member: Member) -> None:
         """Replaces a lost engine by one with the same weights."""
         member.replace()
-        if self._weights:
-            self.watch.all([member], lambda handle: handle.update.remote(self._weights))
+        if self._weights[0]:
+            self.watch.all([member], lambda handle: handle.update.remote(*self._weights))
 
 
 class _Flight:

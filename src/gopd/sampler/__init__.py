@@ -11,7 +11,7 @@ from torch import Tensor
 from gopd.sections import SamplingSection
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with (rows finished, rows in all, tokens drawn so far)."""
+"""Called now and then, between tokens, with (rows finished, rows in all, tokens drawn so far)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Sampled ids with the end-of-sequence token, if `finished`, and their log-probs [R] at the temperature."""
+    """Sampled ids with the end-of-sequence token, if `finished`, and their log-probs [R] at the temperature.
+
+    `versions` says of each token by which weights it was sampled, where an engine can take new ones in between.
+    """
 
     ids: list[int]
     logprobs_R: Tensor
     finished: bool
+    versions: list[int] | None = None
 
 
 Finished = Callable[[int, Response], None]
@@ -56,6 +60,6 @@ class Sampler(Protocol):
         """Answers every request, in order."""
         ...
 
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes the learner's new weights, by their Hugging Face names; nothing to do where they are shared."""
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes the learner's new weights, those after step `version`, by their Hugging Face names."""
         ...

@@ -55,8 +55,8 @@ class TorchSampler:
                 progress(flight.finished, len(requests), flight.tokens)
         return flight.responses()
 
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies the learner's weights, for a model that is not the learner's very own."""
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copies the learner's weights, for a model that is not the learner's very own; not while it samples."""
         own = dict(self.model.module.named_parameters())
         with torch.no_grad():
             for name, weight in weights:

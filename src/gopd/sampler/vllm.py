@@ -13,7 +13,9 @@ the same in both of vLLM's model runners. The head computes in float32, as the t
 documentation recommends for reinforcement learning; of its transports, NCCL and CUDA IPC need GPUs. Ours, registered
 with its factory, hands over safetensors files in shared memory, a chunk at a time: it is the same on a CPU and on GPUs,
 with any number of workers, and nothing is unpickled. vLLM then loads names as from a checkpoint, which merges and
-splits projections and ties embeddings.
+splits projections and ties embeddings. Between two tokens that works as well (`update` called from `progress`): the
+cached keys and values of rows in flight are then thrown away and computed again, so that every later token comes from
+the new weights alone.
 
 **Randomness.** Every row has its own generator, seeded by a hash of (seed, step, prompt, sample), so which uniform
 numbers it draws does not depend on its batch-mates. The logits do, in their last bits, as kernels choose their order
@@ -69,6 +71,7 @@ class VllmSampler:
         self.eos_ids = list(eos_ids)
         self.section = section
         self.dtype = dtype
+        self.version = 0
         check_vllm(spec, section, device)
         with environment(section, device):
             import vllm
@@ -104,6 +107,8 @@ class VllmSampler:
                 weight_transfer_config={"backend": "gopd-files"},
                 enforce_eager=section.eager,
                 enable_prefix_caching=True,
+                # vLLM would otherwise have the next token under way while weights change.
+                async_scheduling=False if section.in_flight_updates else None,
                 enable_sleep_mode=section.sleep and device.type == "cuda",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
@@ -124,6 +129,7 @@ class VllmSampler:
         engine = self._llm.llm_engine
         ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
+        versions: list[list[int]] = [[] for _ in requests]
         done: dict[int, Response] = {}
         tokens = 0
         with self._awake():
@@ -139,10 +145,11 @@ class VllmSampler:
                         number, (part,) = int(output.request_id), output.outputs
                         ids[number] += part.token_ids
                         logprobs[number] += part.logprobs.logprobs
+                        versions[number] += [self.version] * len(part.token_ids)
                         tokens += len(part.token_ids)
                         if output.finished:
                             ended = part.finish_reason == "stop"
-                            done[number] = _response(ids[number], logprobs[number], ended)
+                            done[number] = _response(ids[number], logprobs[number], ended, versions[number])
                             finished(number, done[number])
                     progress(len(done), len(requests), tokens)
             finally:  # an interruption leaves rows in flight
@@ -151,12 +158,13 @@ class VllmSampler:
         return [done[number] for number in range(len(requests))]
 
     @torch.no_grad()
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replaces the engine's weights, in place, by full tensors under the names of `module.named_parameters()`.
 
         They come on any device and in any dtype, all of them (tied ones once), and may be made one by one: no more
-        than CHUNK_BYTES and one tensor are held at a time. Prefixes cached with the old weights are forgotten.
-        Raises RunFailed when weights are missing, unknown or of another shape; the engine is then of no use.
+        than CHUNK_BYTES and one tensor are held at a time. What was cached with the old weights is forgotten.
+        With `in_flight_updates` it may be called from `progress`. Raises RunFailed when weights are missing, unknown
+        or of another shape; the engine is then of no use.
         """
         with self._awake(), _workers(), tempfile.TemporaryDirectory(dir=_shared_memory()) as folder:
             self._llm.start_weight_update()
@@ -166,8 +174,9 @@ class VllmSampler:
                 self._llm.update_weights({"update_info": {"file": str(file)}})
                 file.unlink()
             self._llm.finish_weight_update()
-            emptied = self._llm.reset_prefix_cache()
+            emptied = self._llm.reset_prefix_cache(reset_running_requests=self.section.in_flight_updates)
             assert emptied, "rows in flight during an update"
+        self.version = version
 
     def close(self) -> None:
         """Ends the workers and frees their memory; the sampler is of no use afterwards."""
@@ -214,12 +223,12 @@ class VllmSampler:
             yield chunk
 
 
-def _response(ids: list[int], logprobs: list[float], ended: bool) -> Response:
+def _response(ids: list[int], logprobs: list[float], ended: bool, versions: list[int]) -> Response:
     logprobs_R = torch.tensor(logprobs)
     if not logprobs_R.isfinite().all():
         raise RunFailed("sampling: the model's logits are not finite; its weights have diverged")
     assert len(ids) == len(logprobs)
-    return Response(ids, logprobs_R, ended)
+    return Response(ids, logprobs_R, ended, versions)
 
 
 @contextlib.contextmanager
