@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from gopd.cost import Limits
+from gopd.live import LiveProgress
 from gopd.profile import PhaseProfile
 from gopd.validate import Domain, Validation
 
@@ -30,20 +31,11 @@ STEP_FIGURES = {
 
 
 class Display:
-    """Live bars on a terminal, plain lines elsewhere."""
+    """Live bars and curves on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-        self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self._progress = LiveProgress(self.console)
         self._steps: TaskID | None = None
 
     @contextmanager
@@ -70,11 +62,17 @@ class Display:
         """One line, above the bars."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def recall(self, entries: Sequence[Mapping[str, float | None]]) -> None:
+        """Steps of an earlier process, for the curves."""
+        for figures in entries:
+            self._progress.remember(figures)
+
     def step(self, step: int, total: int, figures: Mapping[str, float], seconds: float) -> None:
         """The line of a finished step."""
         shown = [f"{short} {figures[name]:.3g}" for name, short in STEP_FIGURES.items() if name in figures]
         shown += [f"{name} {value:.2f}" for name, value in figures.items() if name.startswith("reward/")]
         self.say(f"step {step}/{total}  " + "  ".join(shown) + f"  {seconds:.1f} s")
+        self._progress.remember(figures)
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)
 

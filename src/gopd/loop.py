@@ -130,6 +130,7 @@ class Job:
         """From the start, or from the checkpoint found, to the last step."""
         first = self._take_up(found)
         metrics = Metrics(self.run_folder.metrics)
+        self.display.recall(read_metrics(self.run_folder.metrics))
         with self.display.run(self.task.total_steps, first):
             if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
                 self._validate(0)
