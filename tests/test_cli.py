@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import gopd
+import gopd.merge
 from conftest import MakeModel
 from gopd import cli
+from gopd.commands import COMMANDS, Command
 from runs import lines, opd_tree, write_recipe
 
 GOPD = [sys.executable, "-m", "gopd.cli"]
@@ -56,6 +59,37 @@ def test_version_and_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main(arguments)
         assert end.value.code == code
     assert gopd.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_explains_itself(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command.name, "--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"\n  gopd {command.name} " in shown, "no example"
+    assert "\nexit codes: 0 " in shown and "--debug" in shown
+
+
+def test_a_traceback_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "no.yaml"]) == 2
+    assert capsys.readouterr().err == "gopd: cannot read recipe no.yaml: No such file or directory\n"
+    assert cli.main(["train", "no.yaml", "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):") and "load_recipe" in shown
+    assert shown.endswith("gopd: cannot read recipe no.yaml: No such file or directory\n")
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gopd.merge, "merge", lambda *_, **__: 1 // 0)
+    assert cli.main(["merge", "a", "b", "--to", "c"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gopd: this should not have happened: ZeroDivisionError: ")
+    file = Path(next(word for word in line.split() if word.startswith(tempfile.gettempdir())).rstrip(","))
+    assert "1 // 0" in file.read_text()
+    file.unlink()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+"""The commands of the command line, a module for each: what they are called, what they take, what they start.
+
+Only parsing happens at import; what is heavy is imported when a command runs.
+"""
+
+from gopd.commands.command import Command
+from gopd.commands.evaluate import COMPARE, EVAL, GRADE
+from gopd.commands.generate import GENERATE
+from gopd.commands.import_gguf import IMPORT_GGUF
+from gopd.commands.merge import MERGE
+from gopd.commands.plan import PLAN
+from gopd.commands.train import TRAIN
+
+__all__ = ["COMMANDS", "Command"]
+
+COMMANDS: tuple[Command, ...] = (TRAIN, GENERATE, MERGE, EVAL, GRADE, COMPARE, PLAN, IMPORT_GGUF)
+"""In the order of the help."""
