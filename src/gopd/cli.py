@@ -56,6 +56,13 @@ PLAN_EXAMPLES = """examples:
 
 exit codes: 0 it fits, 1 it does not, 2 bad input. What is counted, and how well: docs/plan.md"""
 
+IMPORT_VERL_EXAMPLES = """examples:
+  gopd import-verl run_qwen3-4b-g-opd.sh --to mine.yaml --command 2
+  gopd import-verl run.sh --to mine.yaml trainer.nnodes=2       # what would stand for "$@"
+  MODEL=Qwen/Qwen3-4B gopd import-verl run.sh --strict --json
+
+exit codes: 0 done, 1 with --strict: a flag could not be mapped, 2 bad input. Every flag: docs/import-verl.md"""
+
 COMPARE_EXAMPLES = """example:
   gopd compare results/student results/teacher"""
 
@@ -72,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _merge(options)
         elif options.command == "import-gguf":
             _import_gguf(options)
+        elif options.command == "import-verl":
+            return _import_verl(options)
         elif options.command == "eval":
             _eval(options)
         elif options.command == "grade":
@@ -96,11 +105,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
-    with_recipe = options.command in ("train", "generate", "plan")
-    if rest and (not with_recipe or any(argument.startswith("-") for argument in rest)):
+    lists = {"train": "overrides", "generate": "overrides", "plan": "overrides", "import-verl": "passed"}
+    kept = lists.get(options.command)
+    if rest and (kept is None or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if with_recipe:
-        options.overrides += rest  # argparse ends a list at the first option, here --resume
+    if kept is not None:
+        vars(options)[kept] += rest  # argparse ends a list at the first option, e.g. --resume
     return options
 
 
@@ -160,9 +170,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     gguf.add_argument("file", metavar="FILE.gguf")
     gguf.add_argument("folder", metavar="FOLDER", help="new folder for the model and its tokenizer")
+    _add_import_verl(commands)
     _add_evaluation(commands)
     _add_plan(commands)
     return parser
+
+
+def _add_import_verl(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verl = commands.add_parser(
+        "import-verl",
+        help="turn a launch script of verl or of the published G-OPD code into a recipe",
+        description="Reads the script without running it, and says what became of every flag.",
+        epilog=IMPORT_VERL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = verl.add_argument
+    add("script", metavar="SCRIPT.sh", help="shell script that starts verl.trainer.main_ppo")
+    add("passed", nargs="*", metavar="ARGUMENT", help='what stands for "$@" in the script')
+    add("--to", metavar="RECIPE.yaml", help="new file for the recipe (printed otherwise)")
+    add(
+        "--command",
+        dest="launch",
+        type=int,
+        metavar="N",
+        help="which of the script's launches, where there are several",
+    )
+    add("--strict", action="store_true", help="exit code 1 where a flag could not be mapped")
+    add("--json", action="store_true", help="recipe and account as JSON")
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -294,6 +328,12 @@ def _import_gguf(options: argparse.Namespace) -> None:
 
     _quiet_libraries()
     import_gguf(options.file, options.folder)
+
+
+def _import_verl(options: argparse.Namespace) -> int:
+    from gopd.verl.command import import_verl_command
+
+    return import_verl_command(options)
 
 
 def _eval(options: argparse.Namespace) -> None:
