@@ -26,7 +26,7 @@ def import_verl_command(options: argparse.Namespace) -> int:
     launch = _chosen(script, options)
     done = convert(read_overrides(launch.arguments), launch.where)
     missing = _missing(done)
-    text = recipe_yaml(done, script, launch, missing)
+    text = recipe_yaml(done, script, launch)
     if target is not None:
         atomic_write(target, text)
     if options.json:

@@ -66,16 +66,17 @@ def _judge_others(done: Conversion, overrides: Overrides) -> None:
 def _finish(done: Conversion, where: str) -> Converted:
     """Checks the recipe, and leaves out what is its own default anyway, unless the script says it."""
     recipe = _parse(_nested(done.keys), done, where)
-    own = _flat(_parse(_nested(_least(done.keys)), done, where).model_dump(mode="json"))
+    least = _least(done.keys)
+    own = _flat(_parse(_nested(least), done, where).model_dump(mode="json"))
     chosen: dict[str, Any] = {}
     defaults: list[Default] = []
     for key, value in done.keys.items():
         said = any(done.given(flag) for flag in done.sources[key])
-        same = key in own and own[key] == value
-        if said or not same:
+        differs = key in least or key not in own or own[key] != value
+        if said or differs:
             chosen[key] = value
-        if not said and not same and done.sources[key]:
-            defaults.append(Default(key, value, own.get(key)))
+        if differs and not said and done.sources[key]:
+            defaults.append(Default(key, value, None if key in least else own.get(key)))
     tree = _nested(chosen)
     assert _parse(tree, done, where) == recipe
     return Converted(recipe, tree, done, defaults)
@@ -83,11 +84,10 @@ def _finish(done: Conversion, where: str) -> Converted:
 
 def _least(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that every recipe of the kind needs, so that the others show their defaults."""
-    needed = ("method", "student.model", "data.files", "validation.files", "train.steps", "train.epochs")
-    lora = "student.lora.rank"
-    return {
-        key: value for key, value in keys.items() if key in needed or key == lora or key.endswith(".model")
-    }
+    needed = ("method", "student.model", "student.lora.rank", "data.files", "validation.files")
+    length = ("train.steps", "train.epochs")
+    teacher = [key for key in keys if key.startswith("teachers.") and key.endswith(".model")]
+    return {key: value for key, value in keys.items() if key in (*needed, *length, *teacher)}
 
 
 def _parse(tree: dict[str, Any], done: Conversion, where: str) -> AnyRecipe:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gopd.verl.syntax import Arithmetic, Opaque, Parameter, Part, Text, Word
+from gopd.verl.words import Arithmetic, Opaque, Parameter, Part, Text, Word
 
 BLANKS = " \t\n"
+BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 
 
 class Unknown(Exception):
@@ -100,11 +102,20 @@ def expand(word: Word, variables: Variables) -> list[str]:
     they are, which is what bash does where no file matches.
     """
     alone = word.parts[0] if len(word.parts) == 1 else None
-    bare = isinstance(alone, Parameter) and not (alone.operation or alone.quoted or alone.whole_array)
+    bare = isinstance(alone, Parameter) and not (alone.operation or alone.quoted or alone.items)
     if isinstance(alone, Parameter) and bare and variables.value(alone.name) is None:
         return []
+    literal = "".join(p.value if isinstance(p, Text) and not p.quoted else "\0" for p in word.parts)
+    if BRACES.search(literal):
+        raise Unknown("brace expansion {…}, which is not evaluated; write its words out, or quote it")
     fields = _Fields()
-    for part in _home(word.parts, variables):
+    parts = word.parts
+    if sign := word.assigns:  # `name=~/x` is a folder of HOME also where it assigns nothing
+        first = parts[0]
+        assert isinstance(first, Text)
+        fields.add(sign.group())
+        parts = (Text(first.value[sign.end() :], quoted=False), *parts[1:])
+    for part in _home(parts, variables):
         _add(part, fields, variables)
     return fields.end()
 
@@ -142,7 +153,7 @@ def _add(part: Part, fields: _Fields, variables: Variables) -> None:
         else:
             fields.split(value)
         return
-    if part.quoted and isinstance(part, Parameter) and part.name == "*":
+    if part.quoted and isinstance(part, Parameter) and "*" in (part.name, part.items):
         fields.add(" ".join(value))
         return
     for number, item in enumerate(value):
@@ -181,7 +192,7 @@ def _value(part: Part, variables: Variables) -> str | list[str]:
             f"${part.name}, which is set neither in the script nor in the environment; set it: "
             f"{part.name}=… gopd import-verl …"
         )
-    if isinstance(value, list) and part.name not in "@*" and not part.whole_array:
+    if isinstance(value, list) and part.name not in "@*" and not part.items:
         return value[0] if value else ""
     return value
 

@@ -8,6 +8,7 @@ the teacher `ref` and the reference `base`.
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +241,24 @@ IDLE = (
 )  # fmt: skip
 
 BY_FLAG = {row.flag: row for row in MAPPED}
+
+
+def as_markdown() -> str:
+    """Both tables, as they stand in docs/import-verl.md."""
+    lines = ["| flag | recipe | how | verl's default |", "|---|---|---|---|"]
+    for row in MAPPED:
+        default = "" if row.default is ABSENT else f"`{json.dumps(row.default)}`"
+        lines.append(f"| `{row.flag}` | `{row.key}` | {row.how or 'as it is'} | {default} |")
+    lines += [
+        "",
+        "| flag | why it has no meaning here | with which values | otherwise |",
+        "|---|---|---|---|",
+    ]
+    for idle in IDLE:
+        flag = f"{idle.flag}*" if idle.flag[-1] in "._" else idle.flag
+        values = ", ".join(f"`{json.dumps(value)}`" for value in idle.harmless) or "any"
+        lines.append(f"| `{flag}` | {idle.why} | {values} | {idle.otherwise} |")
+    return "\n".join(lines)
 
 
 def idle_row(flag: str) -> Idle | None:

@@ -149,12 +149,10 @@ class _Values:
         return inner.replace("\\" + quote, quote).replace("\\\\", "\\")
 
     def _primitive(self, ends: str) -> Any:
-        if match := REFERENCE.match(self.text, self.at):
-            self.at = match.end()
-            return match.group()
         begin = self.at
         while self.at < len(self.text) and self.text[self.at] not in (ends or ","):
-            self.at += 1
+            reference = REFERENCE.match(self.text, self.at)
+            self.at = reference.end() if reference else self.at + 1
         return _typed(self.text[begin : self.at].strip())
 
     def _list(self) -> list[Any]:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gopd.errors import BadInput
+from gopd.verl.commands import Command, commands
 from gopd.verl.expand import Unknown, Value, Variables, expand, expand_text
-from gopd.verl.syntax import Operator, Parameter, Reader, Text, Word
+from gopd.verl.syntax import Reader
+from gopd.verl.words import Parameter, Text, Word
 
-OPENERS = {
-    "if": "fi",
-    "while": "done",
-    "until": "done",
-    "for": "done",
-    "select": "done",
-    "case": "esac",
-    "{": "}",
-}
-STARTERS = ("then", "else", "elif", "do", "!", "time", "coproc")
 DECLARATIONS = ("export", "declare", "typeset", "local", "readonly")
 MODULE = re.compile(r"(verl|recipe)(\.\w+)+")
 PROGRAM = re.compile(r"(.*/)?main_ppo\.py")
@@ -60,16 +52,6 @@ class Script:
     """Variables whose values came from the environment."""
 
 
-@dataclass(frozen=True)
-class _Command:
-    words: list[Word]
-    line: int
-    after: str
-    """The operator before it."""
-    inside: str | None
-    """What it stands in, e.g. "`if` of line 4"."""
-
-
 def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Script:
     """Reads a launch script without running it. Raises BadInput where it is none, or where it hangs on what only
     running it would tell."""
@@ -89,7 +71,7 @@ def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping
         )
     reader = _Reading(name, script, Variables(environment, list(arguments), name))
     source = Reader(text.replace("\r\n", "\n"), name)
-    for command in _commands(source.tokens(), name):
+    for command in commands(source.tokens(), name):
         reader.take(command)
     if source.broken:
         script.warnings.append(f"{name}:{', '.join(map(str, source.broken))}: {BEHIND_BACKSLASH}")
@@ -103,51 +85,6 @@ def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping
     return script
 
 
-def _commands(tokens: Sequence[Word | Operator], name: str) -> Iterator[_Command]:
-    """Simple commands, each with the construct that it stands in."""
-    inside: list[tuple[str, str, int]] = []
-    words: list[Word] = []
-    after = "\n"
-    for token in [*tokens, Operator("\n", tokens[-1].line if tokens else 1)]:
-        if isinstance(token, Word):
-            if words and words[0].plain == "function" and token.plain == "{":
-                inside.append(("{", "}", token.line))
-                words = []
-            elif words or not _reserved(token, inside):
-                words.append(token)
-            continue
-        if words and words[0].plain == "[[" and words[-1].plain != "]]" and token.text != "\n":
-            continue  # inside [[ … ]] operators compare
-        if words and not (token.text == "(" or (token.text == ")" and inside and inside[-1][1] == "esac")):
-            place = f"`{inside[-1][0]}` of line {inside[-1][2]}" if inside else None
-            yield _Command(words, words[0].line, after, place)
-        words = []
-        if token.text == "(":
-            inside.append(("( … )", ")", token.line))
-        elif token.text == ")" and inside and inside[-1][1] == ")":
-            inside.pop()
-        after = token.text
-    if inside:
-        raise BadInput(
-            f"{name}:{inside[-1][2]}: `{inside[-1][0]}` is opened here and never closed; mend the script"
-        )
-
-
-def _reserved(word: Word, inside: list[tuple[str, str, int]]) -> bool:
-    """Whether a word at a command's start is one of the shell's own, which open and close constructs."""
-    plain = word.plain or ""
-    if plain in ("for", "select", "case"):
-        inside.append((plain, OPENERS[plain], word.line))
-        return False
-    if plain in OPENERS:
-        inside.append((plain, OPENERS[plain], word.line))
-    elif inside and plain == inside[-1][1]:
-        inside.pop()
-    elif plain not in STARTERS:
-        return False
-    return True
-
-
 class _Reading:
     """Goes through the commands in order, and keeps what they set."""
 
@@ -157,7 +94,7 @@ class _Reading:
         """Arguments of the launch just before, to which a stray override belongs."""
         self.ended = 0
 
-    def take(self, command: _Command) -> None:
+    def take(self, command: Command) -> None:
         """One command."""
         words = command.words
         leading = next((number for number, word in enumerate(words) if not word.assigns), len(words))
@@ -185,7 +122,7 @@ class _Reading:
             return
         self.open = None
 
-    def _assign(self, word: Word, command: _Command) -> None:
+    def _assign(self, word: Word, command: Command) -> None:
         match = word.assigns
         assert match is not None
         name, sign = match.groups()
@@ -214,7 +151,7 @@ class _Reading:
     def _forget(self, name: str, why: str) -> None:
         self.variables.own[name] = Unknown(f"${name}: {why}; set it to its value on a line of its own")
 
-    def _shift(self, words: list[Word], command: _Command) -> None:
+    def _shift(self, words: list[Word], command: Command) -> None:
         """`shift` and `set --`."""
         count = words[1].plain if len(words) > 1 else "1"
         if words[0].plain == "set" or command.inside or count is None or not count.isdigit():
@@ -224,7 +161,7 @@ class _Reading:
         else:
             del self.variables.arguments[: int(count)]
 
-    def _stray(self, words: list[Word], command: _Command) -> bool:
+    def _stray(self, words: list[Word], command: Command) -> bool:
         """Adds a command that can only be overrides to the launch before it: its line was cut off there."""
         if self.open is None or command.after != "\n" or command.inside:
             return False
@@ -240,7 +177,7 @@ class _Reading:
         self._extend(words)
         return True
 
-    def _launch(self, words: list[Word], command: _Command) -> bool:
+    def _launch(self, words: list[Word], command: Command) -> bool:
         """Notes a command that starts the trainer."""
         fields = [field for word in words for field in self._fields(word)]
         start = None if words[0].plain in ("echo", "printf") else _program_at(fields)

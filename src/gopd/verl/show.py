@@ -20,7 +20,7 @@ ORDER = (
 """Sections as docs/recipe.md has them."""
 
 
-def recipe_yaml(done: Converted, script: Script, launch: Launch, missing: list[str]) -> str:
+def recipe_yaml(done: Converted, script: Script, launch: Launch) -> str:
     """The recipe's text: a short account as comments, then the keys that matter."""
     tree = {section: done.tree[section] for section in ORDER if section in done.tree}
     assert tree.keys() == done.tree.keys()
@@ -33,7 +33,7 @@ def recipe_yaml(done: Converted, script: Script, launch: Launch, missing: list[s
     lines += [
         f"verl's default: {d.key} {_short(d.value)} (gopd's own: {_short(d.own)})" for d in done.defaults
     ]
-    lines += [f"Note: {note}" for note in notes(done, script, missing)]
+    lines += [f"Note: {note}" for note in notes(done, script, [])]
     head = [
         part
         for line in lines

@@ -11,83 +11,15 @@ import re
 from dataclasses import dataclass, field
 
 from gopd.errors import BadInput
+from gopd.verl.words import Arithmetic, Opaque, Operator, Parameter, Part, Text, Word
 
 OPERATORS = ("&&", "||", ";;", "|&", "&", "|", ";", "(", ")", "\n")
 REDIRECTION = re.compile(r"[0-9]*(<<<|<<-|<<|<>|<&|>&|>>|>\||<|>)|&>>|&>")
 PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]")
-BRACED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(\[[@*]\])?")
+BRACED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(\[([@*])\])?")
 OPERATION = re.compile(r":?[-=+?]")
-ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
 BROKEN = re.compile(r"\\[ \t]+(#[^\n]*)?(\n|$)")
 """A backslash that was meant to continue a line, and escapes the blank behind it instead."""
-BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Characters that stand for themselves."""
-
-    value: str
-    quoted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """`$name`, `${name}`, `${name[@]}`, or with an operation on it: `${name:-word}`."""
-
-    name: str
-    quoted: bool
-    operation: str = ""
-    operand: Word | None = None
-    whole_array: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """`$((expression))`."""
-
-    expression: Word
-    quoted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A construct whose value is known only to those who run the script."""
-
-    construct: str
-    quoted: bool
-
-
-Part = Text | Parameter | Arithmetic | Opaque
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One word; `array` is set for `name=(…)`, whose parts then are the name and the sign."""
-
-    parts: tuple[Part, ...]
-    line: int
-    array: tuple[Word, ...] | None = None
-
-    @property
-    def plain(self) -> str | None:
-        """The text of a word without quotes and expansions; None for others."""
-        texts = [p.value for p in self.parts if isinstance(p, Text) and not p.quoted]
-        return "".join(texts) if len(texts) == len(self.parts) else None
-
-    @property
-    def assigns(self) -> re.Match[str] | None:
-        """Name and sign, where the word reads `name=…` or `name+=…`."""
-        first = self.parts[0] if self.parts else None
-        return ASSIGNMENT.match(first.value) if isinstance(first, Text) and not first.quoted else None
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """What separates commands; newlines are `\\n`."""
-
-    text: str
-    line: int
 
 
 @dataclass
@@ -174,9 +106,6 @@ class Reader:
         sign = word.assigns
         if sign and len(parts) == 1 and sign.end() == len(word.plain or "") and self._next() == "(":
             return Word(parts, line, self._array())
-        literal = "".join(p.value if isinstance(p, Text) and not p.quoted else "\0" for p in parts)
-        if BRACES.search(literal) and not sign:
-            return Word((*parts, Opaque("brace expansion {…}", quoted=False)), line)
         return word
 
     def _array(self) -> tuple[Word, ...]:
@@ -286,16 +215,16 @@ class Reader:
         begin = self.at
         self._take()
         match = BRACED.match(self.text, self.at)
-        name, whole = (match.group(1), match.group(2) is not None) if match else ("", False)
+        name, items = (match.group(1), match.group(3) or "") if match else ("", "")
         self._take(len(match.group()) if match else 0)
         operation = OPERATION.match(self.text, self.at)
         if match and self._next() == "}":
             self._take()
-            return Parameter(name, quoted, whole_array=whole)
+            return Parameter(name, quoted, items=items)
         if match and self.text.startswith(":1}", self.at) and name in "@*":  # all arguments, as $@ itself
             self._take(3)
             return Parameter(name, quoted)
-        if match and operation and not whole:
+        if match and operation and not items:
             self._take(len(operation.group()))
             operand = Word(self._parts("}", quoted=quoted, nested=True), start)
             self._end("}", start)
