@@ -182,7 +182,11 @@ def test_warm_up_counts_optimizer_steps_here() -> None:
     assert opd(ratio, total).optim.warmup_steps == 5
     assert grpo(ratio, total).optim.warmup_steps == 5 * 4
     assert opd("actor_rollout_ref.actor.optim.lr_warmup_steps=7", ratio, total).optim.warmup_steps == 7
-    (lost,) = converted(*OPD, ratio).conversion.lost
+    account = converted(*OPD, ratio, "actor_rollout_ref.actor.optim.lr_warmup_steps=-1").conversion
+    (lost,) = account.lost
+    assert ("lr_warmup_steps", "settled by a flag that is listed elsewhere") in [
+        (entry.flag.rpartition(".")[2], entry.note) for entry in account.idle
+    ]
     assert lost.flag in ratio and "set optim.warmup_steps" in lost.note
     assert opd(total).train.steps == 50
 

@@ -11,7 +11,7 @@ from gopd.recipe import AnyRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.verl import rules_loss, rules_models, rules_run
 from gopd.verl.account import Conversion, Entry
-from gopd.verl.flags import ABSENT, MAPPED, idle_row, nearest
+from gopd.verl.flags import ABSENT, BY_FLAG, MAPPED, idle_row, nearest
 from gopd.verl.overrides import Overrides
 
 RULES = (*rules_models.RULES, *rules_loss.RULES, *rules_run.RULES)
@@ -53,7 +53,9 @@ def convert(overrides: Overrides, where: str) -> Converted:
 def _judge_others(done: Conversion, overrides: Overrides) -> None:
     for flag in done.settings:
         row = idle_row(flag)
-        if row is None:
+        if flag in BY_FLAG:
+            done.pass_over("settled by a flag that is listed elsewhere", flag)
+        elif row is None:
             near = nearest(flag)
             done.lose("not known here" + (f"; did you mean {near}?" if near else ""), flag)
         elif not row.harmless or done.settings[flag].value in row.harmless:
