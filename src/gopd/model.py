@@ -30,6 +30,7 @@ from gopd.packing import Packed
 from gopd.rows import resolve
 from gopd.sections import LoraSection, ModelSpec
 from gopd.sharding import Ranks, Root, shard, whole
+from gopd.verl.checkpoint import refuse_shards
 
 T = TypeVar("T")
 
@@ -290,6 +291,7 @@ def model_source(spec: ModelSpec, role: str) -> str:
         return str(resolve(spec.model))
     path = Path(spec.model).expanduser()
     if path.is_dir():
+        refuse_shards(path, role)
         return str(path.resolve())
     if path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") != 1:
         raise BadInput(

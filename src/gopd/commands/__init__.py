@@ -7,11 +7,12 @@ from gopd.commands.command import Command
 from gopd.commands.evaluate import COMPARE, EVAL, GRADE
 from gopd.commands.generate import GENERATE
 from gopd.commands.import_gguf import IMPORT_GGUF
+from gopd.commands.import_verl import IMPORT_VERL
 from gopd.commands.merge import MERGE
 from gopd.commands.plan import PLAN
 from gopd.commands.train import TRAIN
 
 __all__ = ["COMMANDS", "Command"]
 
-COMMANDS: tuple[Command, ...] = (TRAIN, GENERATE, MERGE, EVAL, GRADE, COMPARE, PLAN, IMPORT_GGUF)
+COMMANDS: tuple[Command, ...] = (TRAIN, GENERATE, MERGE, EVAL, GRADE, COMPARE, PLAN, IMPORT_GGUF, IMPORT_VERL)
 """In the order of the help."""

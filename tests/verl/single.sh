@@ -1,0 +1,53 @@
+# One teacher, as the published README has it: comments behind backslashes, quotes in them.
+export TRACKER_MODE=offline
+
+rows=rows
+held_out="['$rows/held.parquet']"
+
+python3 -m verl.trainer.main_ppo \
+    algorithm.adv_estimator=grpo \
+    algorithm.rollout_correction.rollout_is=token \
+    algorithm.rollout_correction.rollout_is_threshold=4.0 \
+    algorithm.rollout_correction.rollout_rs=null \
+    actor_rollout_ref.rollout.calculate_log_probs=true \
+    data.train_files=$rows/train.parquet \
+    data.val_files="$held_out" \
+    data.train_batch_size=4 \
+    data.max_prompt_length=$((64*2)) \
+    data.max_response_length=8 \
+    data.filter_overlong_prompts=True \
+    data.truncation='error' \
+    data.seed=42 \
+    data.return_raw_chat=True \ # needed there (it isn't here)
+    +data.apply_chat_template_kwargs.enable_thinking=False \
+    actor_rollout_ref.model.path=small/student \ # the student's path
+    +actor_rollout_ref.model.base_model_path=large/before-rl \ # reference (the teacher's pre-RL base
+    +actor_rollout_ref.ref.model.path=large/after-rl \ # teacher
+    +actor_rollout_ref.ref.model.base_model_path=small/student \ # isn't used
+    actor_rollout_ref.actor.optim.lr=2e-5 \
+    actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.0 \
+    actor_rollout_ref.model.use_remove_padding=True \
+    actor_rollout_ref.actor.policy_loss.only_reverse_kl_advantages=True \ # distillation
+    actor_rollout_ref.actor.policy_loss.lambda_vals=1.5 \ # reward scale
+    actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1 \
+    actor_rollout_ref.actor.use_kl_loss=True \
+    actor_rollout_ref.actor.kl_loss_coef=0 \
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \
+    actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.rollout.tensor_model_parallel_size=4 \
+    actor_rollout_ref.rollout.name=vllm \
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \
+    actor_rollout_ref.rollout.n=2 \
+    actor_rollout_ref.rollout.val_kwargs.do_sample=True \
+    actor_rollout_ref.rollout.val_kwargs.temperature=0.7 \
+    actor_rollout_ref.rollout.val_kwargs.n=2 \
+    trainer.val_before_train=True \
+    trainer.logger='["console","wandb"]' \
+    trainer.project_name='a-project' \
+    trainer.experiment_name='one-teacher' \
+    trainer.n_gpus_per_node=8 \
+    trainer.nnodes=2 \
+    trainer.save_freq=50 \
+    trainer.test_freq=10 \
+    trainer.total_epochs=1 $@
