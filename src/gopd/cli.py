@@ -56,6 +56,13 @@ PLAN_EXAMPLES = """examples:
 
 exit codes: 0 it fits, 1 it does not, 2 bad input. What is counted, and how well: docs/plan.md"""
 
+DOCTOR_EXAMPLES = """examples:
+  gopd doctor recipes/quickstart.yaml
+  gopd doctor mine.yaml data.max_response_tokens=4096 --rows 64 --problems 128
+  gopd doctor mine.yaml --problems 0 --json
+
+exit codes: 0 fine or warnings only, 1 a stop, 2 bad input. What each check means: docs/doctor.md"""
+
 COMPARE_EXAMPLES = """example:
   gopd compare results/student results/teacher"""
 
@@ -80,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _compare(options)
         elif options.command == "plan":
             return _plan(options)
+        elif options.command == "doctor":
+            return _doctor(options)
         return EXIT_DONE
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
@@ -96,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
-    with_recipe = options.command in ("train", "generate", "plan")
+    with_recipe = options.command in ("train", "generate", "plan", "doctor")
     if rest and (not with_recipe or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if with_recipe:
@@ -162,7 +171,25 @@ def _parser() -> argparse.ArgumentParser:
     gguf.add_argument("folder", metavar="FOLDER", help="new folder for the model and its tokenizer")
     _add_evaluation(commands)
     _add_plan(commands)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="find a recipe's mistakes in minutes, before they cost days",
+        description="Samples and scores a few rows as training would, and says what is fine, doubtful or a stop, each "
+        "with its mend. Writes nothing.",
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = doctor.add_argument
+    add("recipe", metavar="RECIPE", help="YAML file")
+    add("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    add("--rows", type=int, default=32, metavar="N", help="rows of the training data to look at (32)")
+    add("--problems", type=int, default=64, metavar="N", help="validation problems of each domain (64)")
+    add("--json", action="store_true", help="everything as JSON")
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -321,6 +348,13 @@ def _plan(options: argparse.Namespace) -> int:
 
     _quiet_libraries()
     return plan_command(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gopd.doctor.command import doctor_command
+
+    _quiet_libraries()
+    return doctor_command(options)
 
 
 def _quiet_libraries() -> None:
