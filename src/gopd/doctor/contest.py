@@ -58,11 +58,13 @@ def _players(recipe: OpdRecipe, roles: LocalRoles, teacher: str) -> Mapping[str,
     assert roles.scorer is not None
     route = roles.scorer.routes[teacher]
     assert isinstance(route.teacher, Seat)
+    own = recipe.reference_of(teacher)
+    student = "student, its reference" if own is None and route.reference is not None else "student"
     players: dict[str, Player] = {
         "teacher": (roles.scorer.sampler(teacher), route.teacher),
-        "student": (roles.sampler, None),
+        student: (roles.sampler, None),
     }
-    if recipe.reference_of(teacher) is not None and isinstance(route.reference, Seat):
+    if own is not None and isinstance(route.reference, Seat):
         sampler = FrozenSampler(route.reference.model, roles.scorer.frozen, SLOTS)
         players["reference"] = (sampler, route.reference)
     return players

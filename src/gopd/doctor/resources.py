@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 import torch
 
 from gopd.doctor.evidence import Evidence
-from gopd.doctor.finding import Finding, not_measured
+from gopd.doctor.finding import Finding, unmeasured
 from gopd.errors import BadInput
 from gopd.plan.devices import GPUS, Device, this_cpu
 from gopd.plan.layout import check_layout, layout_of
@@ -19,7 +19,7 @@ from gopd.recipe import AnyRecipe, SampledRecipe
 from gopd.sections import ModelSpec
 from gopd.setup import device_of
 
-CHECK = "memory and time"
+CHECK = "resources"
 
 
 def devices_here(recipe: AnyRecipe) -> tuple[Device | None, int]:
@@ -73,7 +73,7 @@ def run_fits(evidence: Evidence) -> Finding:
     """Memory by role and time of a step, with the lengths of the sampled rows."""
     recipe, device = evidence.recipe, evidence.device
     if device is None:
-        return not_measured(CHECK, "GPUs of a kind that is not known; gopd plan RECIPE --gpus N --gpu NAME")
+        return unmeasured(CHECK, "GPUs of a kind that is not known; gopd plan RECIPE --gpus N --gpu NAME")
     stated = device.name != "cpu" and "cluster" in recipe.model_fields_set
     try:
         work = workload_of(recipe, lengths_seen(evidence), {}, device.element)
@@ -81,7 +81,7 @@ def run_fits(evidence: Evidence) -> Finding:
         if stated:
             check_layout(layout, work, device, evidence.devices)
     except BadInput as error:
-        return not_measured(CHECK, str(error))
+        return unmeasured(CHECK, str(error))
     choice = assess(work, layout, device)
     seconds, steps = choice.timing.seconds, evidence.task.total_steps
     fullest = max(choice.fit.roles, key=lambda role: role.total / role.room)

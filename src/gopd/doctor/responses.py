@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gopd.doctor.evidence import Evidence
-from gopd.doctor.finding import Finding, Verdict, not_measured
+from gopd.doctor.finding import Finding, Verdict, unmeasured
 from gopd.objective import correction_weights
 from gopd.recipe import SampledRecipe
 from gopd.types import Rollout
@@ -22,10 +22,10 @@ GRAM, LONG, DISTINCT, CIRCLES = 4, 48, 0.25, 0.05
 of more than CIRCLES is warned of. Choices; no response of the builtin student does."""
 
 EXACT_GAP = 1e-3
-"""Nats that one token may be off where engine and trainer share numerics (float32). Measured: 2e-5 with the tiny family."""
+"""Nats that one token may be off where engine and trainer share numerics (float32). Measured: 1e-5."""
 GAP, GAP_STOP = 0.05, 0.5
-"""Mean |Δ| in nats that is warned of, and that stops. Measured with the tiny family: 0.003 in bfloat16, 0.0000 with vLLM
-in float32 (docs/doctor.md). At half a nat on average it is not rounding: the engine has other weights or a temperature."""
+"""Mean |Δℓ| in nats that is warned of, and that stops. Choices; measured with the tiny family: 0.001 in bfloat16, 0.1
+at most. Half a nat on average is no rounding: the engine has other weights, or samples at another temperature."""
 
 
 def responses_end(evidence: Evidence) -> Finding:
@@ -74,7 +74,7 @@ def sampler_matches_trainer(evidence: Evidence) -> Finding:
     """ℓ_train − ℓ_sampler of every sampled token, and what rollout correction would cut."""
     recipe = evidence.recipe
     if not isinstance(recipe, SampledRecipe):
-        return not_measured("sampler", "method sft samples nothing")
+        return unmeasured("sampler", "method sft samples nothing")
     own_T = torch.cat(list(evidence.own_logprobs))
     sampler_T = torch.cat(
         [r.sampler_logprobs_R.cpu() for r in evidence.rollouts if r.sampler_logprobs_R is not None]

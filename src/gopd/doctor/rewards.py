@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gopd.data import reach
 from gopd.doctor.evidence import Evidence
-from gopd.doctor.finding import Finding, Verdict, not_measured
+from gopd.doctor.finding import Finding, Verdict, unmeasured
 from gopd.recipe import SampledRecipe
 from gopd.sections import SourceSection
 from gopd.types import Prompt, Rollout
@@ -16,7 +16,7 @@ from gopd.verify.math import last_boxed
 
 UNIFORM = 0.9
 """Share of groups with equal rewards that is warned of: so much of what is sampled teaches nothing. A choice; measured:
-0.5 for the builtin base on arithmetic with 8 samples (docs/doctor.md)."""
+0.03 for the builtin base on arithmetic with 8 samples."""
 NOTHING_DONE = "```python\npass\n```"
 """A program that must not pass."""
 SHOWN = 3
@@ -27,13 +27,13 @@ def rewards_differ(evidence: Evidence) -> Finding:
     """Groups of responses to one prompt whose rewards are all equal; from them nothing is learned."""
     check, recipe = "rewards", evidence.recipe
     if not isinstance(recipe, SampledRecipe):
-        return not_measured(check, f"method {recipe.method} learns from demonstrations")
+        return unmeasured(check, f"method {recipe.method} learns from demonstrations")
     groups: dict[int, list[Rollout]] = defaultdict(list)
     for rollout in evidence.rollouts:
         if rollout.reward is not None and recipe.learns_from_reward(rollout.prompt.route):
             groups[rollout.prompt.index].append(rollout)
     if not groups:
-        return not_measured(check, "the recipe learns from teachers alone")
+        return unmeasured(check, "the recipe learns from teachers alone")
     rewards = [[r.reward for r in group] for group in groups.values()]
     none = sum(set(group) == {0.0} for group in rewards) / len(rewards)
     every = sum(set(group) == {1.0} for group in rewards) / len(rewards)
@@ -66,7 +66,7 @@ def verifiers_judge(evidence: Evidence) -> Finding:
         (p, solution(p, source)) for source, prompts in sources for p in prompts if p.verifier != "none"
     ]
     if not judged:
-        return not_measured(check, "no row has a verifier")
+        return unmeasured(check, "no row has a verifier")
     kinds = {
         "gold answers are graded right": [(p, boxed(p), True) for p, _ in judged if p.verifier == "math"],
         "reference solutions are graded right": [(p, text, True) for p, text in judged if text is not None],

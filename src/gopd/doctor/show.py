@@ -17,7 +17,7 @@ from gopd.doctor.finding import Finding, Verdict, worst
 
 STYLES: dict[Verdict, tuple[str, str]] = {
     "fine": ("✓", "green"),
-    "not measured": ("–", "dim"),
+    "unmeasured": ("–", "dim"),
     "warning": ("!", "yellow"),
     "stop": ("✗", "bold red"),
 }
@@ -39,7 +39,7 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """The worst; what could not be measured does not decide."""
-        return worst(["fine", *(f.verdict for f in self.findings if f.verdict != "not measured")])
+        return worst(["fine", *(f.verdict for f in self.findings if f.verdict != "unmeasured")])
 
     def summary(self) -> str:
         """How many of each, in words."""
@@ -48,8 +48,8 @@ class Diagnosis:
         words = [f"{stops} stop" + "s" * (stops != 1)] if stops else ["no stop"]
         words.append(f"{warnings} warning" + "s" * (warnings != 1) if warnings else "no warning")
         words.append(f"{counts['fine']} fine")
-        if counts["not measured"]:
-            words.append(f"{counts['not measured']} not measured")
+        if counts["unmeasured"]:
+            words.append(f"{counts['unmeasured']} unmeasured")
         advice = "do not start this run before it is mended" if stops else ""
         return ", ".join(words) + (f"; {advice}" if advice else "")
 
@@ -78,7 +78,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         sign, style = STYLES[finding.verdict]
         measured = Text(
-            visible(finding.measured, keep="\n"), "dim" if finding.verdict == "not measured" else ""
+            visible(finding.measured, keep="\n"), "dim" if finding.verdict == "unmeasured" else ""
         )
         parts: list[Any] = [measured]
         if finding.mend:

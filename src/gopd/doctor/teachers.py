@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gopd.doctor.contest import problems_of
 from gopd.doctor.evidence import Contest, Evidence
-from gopd.doctor.finding import Finding, Verdict, not_measured, together
+from gopd.doctor.finding import Finding, Verdict, joined, of_teachers, unmeasured
 from gopd.recipe import OpdRecipe
 
 
@@ -15,23 +15,23 @@ def teachers_are_better(evidence: Evidence) -> Finding:
     """
     check, recipe = "teachers", evidence.recipe
     if not isinstance(recipe, OpdRecipe):
-        return not_measured(check, f"method {recipe.method} has no teacher")
-    return together(check, {name: _of_teacher(evidence, recipe, name) for name in recipe.teachers})
+        return unmeasured(check, f"method {recipe.method} has no teacher")
+    return of_teachers(check, {name: _of_teacher(evidence, recipe, name) for name in recipe.teachers})
 
 
 def _of_teacher(evidence: Evidence, recipe: OpdRecipe, teacher: str) -> Finding:
     check, limit = "teachers", evidence.request.problems
     found = [contest for contest in evidence.contests if contest.teacher == teacher]
     if found:
-        return together(check, {f"{c.domain}, against the {c.against}": _judged(c) for c in found})
+        return joined(check, {f"{c.domain} {c.against}": _judged(c) for c in found})
     if recipe.teachers[teacher].server is not None:
-        return not_measured(check, "behind a server, which scores and does not answer")
+        return unmeasured(check, "behind a server, which scores and does not answer")
     if limit == 0:
-        return not_measured(check, "left out by --problems 0")
+        return unmeasured(check, "left out by --problems 0")
     if recipe.validation is None:
-        return not_measured(check, "the recipe has no validation section; give one with held-out problems")
+        return unmeasured(check, "the recipe has no validation section; give one with held-out problems")
     assert not len(problems_of(evidence.task, teacher, limit))
-    return not_measured(check, "no validation row with a verifier goes to this teacher")
+    return unmeasured(check, "no validation row with a verifier goes to this teacher")
 
 
 def _judged(contest: Contest) -> Finding:
@@ -39,20 +39,21 @@ def _judged(contest: Contest) -> Finding:
     figures = {
         "problems": contest.problems,
         "teacher": contest.teacher_accuracy,
-        contest.against: contest.other_accuracy,
+        "other": contest.other_accuracy,
         "difference": difference.mean,
         "low": difference.low,
         "high": difference.high,
     }
+    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
     measured = (
-        f"{contest.teacher_accuracy:.0%} and {contest.other_accuracy:.0%} of {contest.problems} problems: "
-        f"{100 * difference.mean:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        f"{contest.domain}, {contest.problems} problems: {contest.teacher_accuracy:.0%}, the {contest.against} "
+        f"{contest.other_accuracy:.0%}; {mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
     )
     verdict: Verdict = "fine"
     mend = ""
     if difference.high < 0:
         verdict = "stop"
-        mend = f"the teacher is worse than the {contest.against}: are they swapped? is its view the one it was made with?"
+        mend = f"worse than the {contest.against}: are they swapped? Is the teacher's view the one it was made with?"
     elif difference.low <= 0:
         verdict = "warning"
         mend = "no difference is shown: look at more problems (--problems), or for a better teacher"

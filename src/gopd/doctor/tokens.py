@@ -11,8 +11,8 @@ from gopd.doctor.finding import Finding
 from gopd.sections import View
 
 ENDING_GAP = 5.0
-"""Nats by which another model may find the student's ends unlikelier than the student does, on average. A choice: its
-chance is then 150 times smaller. Builtin models among themselves: 0.0 to 0.1 (docs/doctor.md)."""
+"""Nats by which another model may find the student's ends unlikelier than the student does, on average: its chance is
+then 150 times smaller. A choice; measured within the tiny family: 0.00."""
 TAIL = 4
 """Last prompt tokens that views are expected to share: those that open the answer."""
 ANSWER = "the answer"
@@ -44,11 +44,11 @@ def models_agree(evidence: Evidence) -> Finding:
         "said": list(evidence.said),
     }
     if not evidence.said and "eos_token" not in other:
-        return Finding("models agree", "fine", measured, figures=figures)
+        return Finding("tokens", "fine", measured, figures=figures)
     mend = "see that this is meant"
     if "eos_token" in other:
         mend = "give all models the student's eos_token, or see under 'endings' whether they know its end of answer"
-    return Finding("models agree", "warning", measured, mend, figures=figures)
+    return Finding("tokens", "warning", measured, mend, figures=figures)
 
 
 def views_end_alike(evidence: Evidence) -> Finding:
@@ -70,7 +70,7 @@ def views_end_alike(evidence: Evidence) -> Finding:
                 )
     same = all(ids == row.prompts["student"] for row in evidence.seen for ids in row.prompts.values())
     others = sorted({role for row in evidence.seen for role in row.prompts} - {"student"})
-    measured = f"{_count(rows, 'row')}, shown below: "
+    measured = f"{_count(rows, 'row')} shown: "
     if not others:
         measured += "the student alone sees them"
     elif same:
@@ -102,12 +102,12 @@ def turns_end(evidence: Evidence) -> Finding:
     gaps = _ending_gaps(evidence)
     measured = f"the chat template ends answers with {name}, which stops sampling"
     if gaps:
-        said = ", ".join(f"{role} {gap:+.1f}" for role, gap in gaps.items())
-        measured += f"; ℓ of the ends against the student's, nats: {said}"
+        said = ", ".join(f"{role} {gap:+.2f}" for role, gap in gaps.items())
+        measured += f"; at the ends, log-probs less the student's: {said}"
     far = [role for role, gap in gaps.items() if gap < -ENDING_GAP]
     if far:
-        mend = f"{', '.join(far)}: not taught to end an answer with {name}, and the gap there teaches the student when to "
-        mend += "stop; take the chat-tuned model" + _where(far)
+        mend = f"{', '.join(far)}: not taught to end an answer with {name}, though its gap there teaches the student "
+        mend += "when to stop; take the chat-tuned model" + _where(far)
         return Finding("endings", "warning", measured, mend, figures=figures | {"gaps": gaps})
     return Finding("endings", "fine", measured, figures=figures | {"gaps": gaps})
 
