@@ -1,8 +1,8 @@
 """What the doctor measures on the tiny family, healthy and sick: where its thresholds come from.
 
-    python experiments/doctor/measure.py > experiments/doctor/measured.md
+    python experiments/doctor/measure.py --vllm
 
-With `--vllm` the engine vLLM as well.
+Without `--vllm` the engine vLLM is left out. The table is in README.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cases(folder: Path) -> dict[str, list[str]]:
     found = {
         "quickstart, float32": [],
         "quickstart, bfloat16": ["train.compute_dtype=bfloat16"],
-        "four teachers of the base, saturated ones too": [
+        "saturated teachers": [
             "teachers={math: {model: builtin:math-saturated}, code: {model: builtin:code-saturated}}"
         ],
         "large base and its teacher": [*large, "data.keep_sources=[tiny/arithmetic]"],

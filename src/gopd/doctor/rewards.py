@@ -67,28 +67,36 @@ def verifiers_judge(evidence: Evidence) -> Finding:
     ]
     if not judged:
         return unmeasured(check, "no row has a verifier")
-    kinds = {
-        "gold answers are graded right": [(p, boxed(p), True) for p, _ in judged if p.verifier == "math"],
-        "reference solutions are graded right": [(p, text, True) for p, text in judged if text is not None],
-        "programs that do nothing pass": [
-            (p, NOTHING_DONE, False) for p, _ in judged if p.verifier == "code"
-        ],
+    solved = [(p, text) for p, text in judged if text is not None]
+    gold = _graded([(p, boxed(p)) for p, _ in judged if p.verifier == "math"])
+    nothing = _graded([(p, NOTHING_DONE) for p, _ in judged if p.verifier == "code"])
+    solutions = _graded(solved)
+    counts = {
+        "gold answers are graded right": gold,
+        "programs that do nothing pass": nothing,
+        "reference solutions are graded right": solutions,
     }
-    said, wrong, figures = list[str](), dict[str, None](), dict[str, int]()
-    for words, cases in kinds.items():
-        rewards = grade_all([(p.verifier, p.ground_truth, response) for p, response, _ in cases])
-        accepted = sum(reward == 1 for reward in rewards)
-        said += [f"{accepted} of {len(cases)} {words}"] if cases else []
-        figures |= {words: accepted, f"{words}, of": len(cases)}
-        failing = zip(cases, rewards, strict=True)
-        wrong |= {p.where: None for (p, _, right), reward in failing if (reward == 1) != right}
-    if not kinds["reference solutions are graded right"]:
+    said = [
+        f"{sum(right for _, right in rows)} of {len(rows)} {name}" for name, rows in counts.items() if rows
+    ]
+    figures = {name: [sum(right for _, right in rows), len(rows)] for name, rows in counts.items()}
+    if not solved:
         said.append("rows name no reference solution (columns.response)")
-    if not wrong:
-        return Finding(check, "fine", "; ".join(said), figures=figures)
-    mend = f"mend the ground truth of {_places(list(wrong))}, or leave the rows out"
-    verdict: Verdict = "stop" if len(wrong) > len(judged) / 2 else "warning"
-    return Finding(check, verdict, "; ".join(said), mend, figures=figures)
+    measured = "; ".join(said)
+    wrong = [p.where for p, right in gold if not right] + [p.where for p, right in nothing if right]
+    if wrong:
+        mend = f"mend the ground truth of {_places(wrong)}, or leave the rows out"
+        verdict: Verdict = "stop" if len(wrong) > len(judged) / 2 else "warning"
+        return Finding(check, verdict, measured, mend, figures=figures)
+    if solved and not any(right for _, right in solutions):
+        mend = "columns.response names texts without an answer that the verifier takes; mend them if they are solutions"
+        return Finding(check, "warning", measured, mend, figures=figures)
+    return Finding(check, "fine", measured, figures=figures)
+
+
+def _graded(answers: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, bool]]:
+    rewards = grade_all([(p.verifier, p.ground_truth, text) for p, text in answers])
+    return [(p, reward == 1) for (p, _), reward in zip(answers, rewards, strict=True)]
 
 
 def solution(prompt: Prompt, source: SourceSection) -> str | None:

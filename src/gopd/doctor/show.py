@@ -56,7 +56,7 @@ class Diagnosis:
 
 def show(console: Console, diagnosis: Diagnosis) -> None:
     """Prompts first, as they explain much; then the findings, and the count of them."""
-    console.print(Text(diagnosis.title, "bold"))
+    console.print(Text(visible(diagnosis.title), "bold"))
     for row in diagnosis.seen:
         assert diagnosis.tokenizer is not None
         console.print()
@@ -84,8 +84,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         if finding.mend:
             parts.append(Text.assemble(("mend: ", style), visible(finding.mend)))
         if finding.commands:
-            parts.append(Padding(Text(finding.commands, "dim", overflow="fold"), (0, 0, 0, 2)))
-        table.add_row(Text(f"{sign} {finding.verdict}", style), finding.check, Group(*parts))
+            parts.append(Padding(Text(visible(finding.commands, keep="\n"), "dim"), (0, 0, 0, 2)))
+        table.add_row(Text(f"{sign} {finding.verdict}", style), visible(finding.check), Group(*parts))
     return table
 
 
