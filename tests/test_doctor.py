@@ -118,6 +118,9 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Tre
     ):
         assert cli.main(["doctor", *arguments]) == 2
         assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "--help"])
+    assert "exit codes: 0 fine or warnings only, 1 a stop, 2 bad input" in capsys.readouterr().out
 
 
 def test_what_cannot_start_is_a_stop_with_the_same_words(
@@ -518,7 +521,7 @@ def test_teacher_and_reference_swapped() -> None:
         "student.model=builtin:math", "teachers={math: {model: builtin:base}}", "data.route=math",
         "data.keep_sources=[tiny/arithmetic]", "validation.keep_sources=[tiny/arithmetic]", rows=4, problems=48,
     )  # fmt: skip
-    is_sick(teachers_are_better(sick), "stop", "swapped", "student, its reference")
+    is_sick(teachers_are_better(sick), "stop", "swapped", "student (its reference)")
     found = quickstart(
         "reference={model: builtin:math}", "teachers={math: {model: builtin:base}}", "data.route=math",
         "data.keep_sources=[tiny/arithmetic]", "validation.keep_sources=[tiny/arithmetic]", rows=4, problems=48,

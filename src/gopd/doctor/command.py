@@ -12,7 +12,7 @@ from gopd.console import PLAIN_WIDTH, Display
 from gopd.doctor.checks import CHECKS
 from gopd.doctor.evidence import Request
 from gopd.doctor.finding import Finding
-from gopd.doctor.gather import gather, prepared
+from gopd.doctor.gather import STAGES, gather, prepared
 from gopd.doctor.resources import devices_here, weights_too_large
 from gopd.doctor.show import Diagnosis, as_json, show
 from gopd.errors import EXIT_DONE, EXIT_RUN_FAILED, BadInput
@@ -45,7 +45,7 @@ def examine(request: Request, display: Display) -> Diagnosis:
         devices = devices_here(request.recipe)
         if too_large := weights_too_large(request.recipe, devices[0]):
             return Diagnosis(title, [too_large])
-        with display.run(1, 0, "examining"):
+        with display.run(STAGES, 0, "examining"):
             evidence = gather(request, task, said, devices, display)
     except BadInput as error:
         return Diagnosis(title, [Finding("can start", "stop", str(error))])

@@ -59,7 +59,7 @@ def _players(recipe: OpdRecipe, roles: LocalRoles, teacher: str) -> Mapping[str,
     route = roles.scorer.routes[teacher]
     assert isinstance(route.teacher, Seat)
     own = recipe.reference_of(teacher)
-    student = "student, its reference" if own is None and route.reference is not None else "student"
+    student = "student (its reference)" if own is None and route.reference is not None else "student"
     players: dict[str, Player] = {
         "teacher": (roles.scorer.sampler(teacher), route.teacher),
         student: (roles.sampler, None),

@@ -25,6 +25,8 @@ LEAST = 4
 """Rows of each route, where it has so many: no teacher goes unseen."""
 SHOWN_ROWS = 3
 """Rows whose prompts are shown."""
+STAGES = 4
+"""Sampling, scoring, overlap, problems: what the bar of the whole counts."""
 
 
 def prepared(recipe: AnyRecipe) -> tuple[Task, list[str]]:
@@ -67,16 +69,17 @@ def look(evidence: Evidence, roles: LocalRoles, display: Display) -> Evidence:
         own_logprobs=[own[i] for i in range(len(rollouts))],
         scores=[None] * len(rollouts),
     )
+    display.advance()
     if roles.scorer is None:
         return evidence
     evidence = _scored(evidence, recipe, roles.scorer, display)
+    display.advance()
     if not isinstance(recipe, OpdRecipe):
         return evidence
-    return replace(
-        evidence,
-        overlaps=overlaps(roles.learner.student, roles.scorer, rollouts, recipe.sampler.temperature),
-        contests=contests(recipe, evidence.task, roles, evidence.request.problems, display),
-    )
+    near = overlaps(roles.learner.student, roles.scorer, rollouts, recipe.sampler.temperature)
+    display.advance()
+    won = contests(recipe, evidence.task, roles, evidence.request.problems, display)
+    return replace(evidence, overlaps=near, contests=won)
 
 
 def chosen_rows(recipe: AnyRecipe, task: Task, count: int) -> list[int]:
@@ -141,9 +144,9 @@ def _seen(rollouts: Sequence[Rollout], scorer: Scorer | None) -> list[SeenRow]:
 
 def _seen_row(rollout: Rollout, scorer: Scorer | None) -> SeenRow:
     route, prompts = rollout.prompt.route, {"student": rollout.prompt_ids}
-    if scorer is not None and (key := route if route in scorer.routes else None) in scorer.routes:
-        for part, seat in scorer.routes[key].parts:
-            name = "reference" if key is None or part == "reference" else f"teacher {route}"
+    if scorer is not None and route in scorer.routes:
+        for part, seat in scorer.routes[route].parts:
+            name = "reference" if route is None or part == "reference" else f"teacher {route}"
             (prompts[name],) = scorer.prompt_ids(seat, [rollout])
     return SeenRow(rollout.prompt.where, route, prompts, rollout.response_ids)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean, pstdev
 
 import torch
@@ -28,7 +29,8 @@ def devices_here(recipe: AnyRecipe) -> tuple[Device | None, int]:
     if device.type == "cpu":
         return this_cpu(), 1
     name = torch.cuda.get_device_name(device).lower()
-    kinds = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name]
+    memory = float(torch.cuda.get_device_properties(device).total_memory)
+    kinds = [replace(gpu, memory=memory) for gpu in GPUS.values() if gpu.name.split("-")[0] in name]
     return kinds[0] if kinds else None, torch.cuda.device_count()
 
 

@@ -46,8 +46,8 @@ def _judged(contest: Contest) -> Finding:
     }
     mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
     measured = (
-        f"{contest.domain}, {contest.problems} problems: {contest.teacher_accuracy:.0%}, the {contest.against} "
-        f"{contest.other_accuracy:.0%}; {mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        f"{contest.domain}, {contest.problems} problems: {contest.teacher_accuracy:.0%} against "
+        f"{contest.other_accuracy:.0%} of the {contest.against}, {mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
     )
     verdict: Verdict = "fine"
     mend = ""

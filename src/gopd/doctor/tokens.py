@@ -102,7 +102,7 @@ def turns_end(evidence: Evidence) -> Finding:
     gaps = _ending_gaps(evidence)
     measured = f"the chat template ends answers with {name}, which stops sampling"
     if gaps:
-        said = ", ".join(f"{role} {gap:+.2f}" for role, gap in gaps.items())
+        said = ", ".join(f"{role} {round(gap, 2) + 0.0:+.2f}" for role, gap in gaps.items())
         measured += f"; at the ends, log-probs less the student's: {said}"
     far = [role for role, gap in gaps.items() if gap < -ENDING_GAP]
     if far:
