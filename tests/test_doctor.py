@@ -491,6 +491,8 @@ def test_a_student_far_from_its_teacher_starts_cold(
     task, said = prepared(request.recipe)
     finding = student_is_near(gather(request, task, said, (DEVICE, 1), quiet()))
     is_sick(finding, "warning", "cold-start")
+    shown = screen(Diagnosis("title", [finding]), 80)
+    assert all(line in shown for line in finding.commands.splitlines()), "lines are whole and can be pasted"
     generate, begin, *recipe, end, train, again = finding.commands.splitlines()
     assert begin == "cat > cold-start.yaml <<'END'" and end == "END"
     assert shlex.split(again)[:4] == ["gopd", "doctor", str(path), "optim.lr=0.002"]

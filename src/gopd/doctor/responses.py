@@ -65,9 +65,10 @@ def responses_end(evidence: Evidence) -> Finding:
 
 def goes_in_circles(rollout: Rollout) -> bool:
     """Whether a long response says few things again and again."""
-    ids = rollout.response_ids
-    grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
-    return len(ids) >= LONG and len(set(grams)) < DISTINCT * len(grams)
+    if len(rollout.response_ids) < LONG:
+        return False
+    grams = torch.tensor(rollout.response_ids).unfold(0, GRAM, 1)
+    return len(grams.unique(dim=0)) < DISTINCT * len(grams)
 
 
 def sampler_matches_trainer(evidence: Evidence) -> Finding:

@@ -144,7 +144,7 @@ def _near(evidence: Evidence, recipe: OpdRecipe, teacher: str) -> Finding:
     if found.mass >= LITTLE_MASS:
         return Finding("overlap", "fine", measured, figures=figures)
     mend = "the teacher would hardly consider the student's tokens: cold-start the student by SFT on the teachers' "
-    mend += "responses, and distil from there"
+    mend += "responses (commands below), and distil from there"
     return Finding("overlap", "warning", measured, mend, cold_start(evidence, recipe), figures)
 
 

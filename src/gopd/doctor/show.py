@@ -55,7 +55,7 @@ class Diagnosis:
 
 
 def show(console: Console, diagnosis: Diagnosis) -> None:
-    """Prompts first, as they explain much; then the findings, and the count of them."""
+    """Prompts first, as they explain much; then findings, commands that can be pasted, and the count."""
     console.print(Text(visible(diagnosis.title), "bold"))
     for row in diagnosis.seen:
         assert diagnosis.tokenizer is not None
@@ -65,6 +65,11 @@ def show(console: Console, diagnosis: Diagnosis) -> None:
     console.print()
     console.print(findings_table(diagnosis.findings))
     console.print()
+    for finding in diagnosis.findings:
+        if finding.commands:
+            console.print(Text(f"for '{visible(finding.check)}', to be pasted:", "bold"))
+            console.print(Text(visible(finding.commands, keep="\n")), soft_wrap=True)
+            console.print()
     sign, style = STYLES[diagnosis.verdict]
     console.print(Text(f"{sign} {diagnosis.summary()}", style))
 
@@ -83,8 +88,6 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         parts: list[Any] = [measured]
         if finding.mend:
             parts.append(Text.assemble(("mend: ", style), visible(finding.mend)))
-        if finding.commands:
-            parts.append(Padding(Text(visible(finding.commands, keep="\n"), "dim"), (0, 0, 0, 2)))
         table.add_row(Text(f"{sign} {finding.verdict}", style), visible(finding.check), Group(*parts))
     return table
 
