@@ -150,8 +150,12 @@ def test_a_torch_without_them_samples_the_same_and_says_so(
         torch.testing.assert_close(one.logprobs_R, other.logprobs_R, rtol=0, atol=1e-5)
 
 
-def test_a_model_in_bfloat16_stays_as_it_is(make_model: MakeModel) -> None:
-    model = load(make_model(0), narrow=True)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_in_bfloat16_stays_as_it_is(make_model: MakeModel, frozen: bool) -> None:
+    """A student that computes narrow, and a frozen model whose weights are."""
+    model = load(make_model(0), narrow=not frozen)
+    if frozen:
+        model.module.bfloat16()
     with prepacked(model, 8) as head:
         assert not any("forward" in m.__dict__ for m in model.module.modules())
         assert head(hidden(model, 3)).dtype == torch.float32

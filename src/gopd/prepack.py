@@ -74,7 +74,8 @@ def prepacked(model: LanguageModel, rows: int) -> Iterator[Head]:
     `rows` is how many rows decode side by side at most. No gradient may be taken inside, and a change of the weights
     would not be seen. Costs one copy of the weights. On a GPU and in bfloat16 the model stays as it is.
     """
-    possible = rows >= LEAST_ROWS and model.device.type == "cpu" and not model.narrow
+    wide = model.head_VD.dtype == torch.float32 and not model.narrow
+    possible = rows >= LEAST_ROWS and model.device.type == "cpu" and wide
     library = _library() if possible else None
     if library is None:
         yield _plain(model)

@@ -217,7 +217,7 @@ class Columns(Section):
     data_source: str = "data_source"
     route: str = "extra_info.opd_teacher"
     response: str = "response"
-    """SFT only: the demonstration."""
+    """For SFT the demonstration; otherwise a reference solution, which `gopd doctor` grades."""
     finished: str = "finished"
     """SFT only: false where a demonstration was cut, so that no end of sequence is learned; absent: it ended."""
 

@@ -4,6 +4,7 @@ Only parsing happens at import; what is heavy is imported when a command runs.
 """
 
 from gopd.commands.command import Command
+from gopd.commands.doctor import DOCTOR
 from gopd.commands.evaluate import COMPARE, EVAL, GRADE
 from gopd.commands.generate import GENERATE
 from gopd.commands.import_gguf import IMPORT_GGUF
@@ -14,5 +15,16 @@ from gopd.commands.train import TRAIN
 
 __all__ = ["COMMANDS", "Command"]
 
-COMMANDS: tuple[Command, ...] = (TRAIN, GENERATE, MERGE, EVAL, GRADE, COMPARE, PLAN, IMPORT_GGUF, IMPORT_VERL)
+COMMANDS: tuple[Command, ...] = (
+    TRAIN,
+    GENERATE,
+    MERGE,
+    EVAL,
+    GRADE,
+    COMPARE,
+    PLAN,
+    DOCTOR,
+    IMPORT_GGUF,
+    IMPORT_VERL,
+)
 """In the order of the help."""
