@@ -30,6 +30,9 @@ class Weights:
     def adopt(self) -> int:
         return self.published
 
+    def call_off(self) -> None:
+        pass
+
 
 class Task:
     total_steps = STEPS
@@ -45,7 +48,7 @@ class Recorded(AheadCollector):
             raise RuntimeError("no more")
         if step == waits:
             while True:
-                self.still_wanted()
+                self.meanwhile()
         return Collected([], [], self.version, Clock())
 
 
@@ -107,8 +110,9 @@ def test_closing_gives_up_the_batch_under_way(tmp_path: Path) -> None:
     waits = 3
     batches = recorded(tmp_path, 4, Weights())
     assert begun[3].wait(PATIENCE)
+    assert batches._thread.is_alive(), "it has not given up yet"
     batches.close()
-    assert not any(thread.name == "collector" for thread in threading.enumerate())
+    assert not batches._thread.is_alive() and batches._error is None
 
 
 def test_paused_nothing_is_begun(tmp_path: Path) -> None:

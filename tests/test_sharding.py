@@ -18,6 +18,7 @@ from gopd.packing import deal, micro_batches
 from gopd.recipe import OpdRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.sharding import ALONE
+from gopd.types import HiddenHere, Scores
 from ranks import play
 from tiny import Bench, opd_recipe
 
@@ -48,6 +49,7 @@ def cases(student_folder: Path, llama_folder: Path, teacher_folder: Path) -> dic
     found["untied"] = case(folder=llama_folder)
     found["lora"] = case(student={"lora": {"rank": 2}})
     found["checkpointing"] = case(student={"gradient_checkpointing": True})
+    found["offloaded"] = case(cluster={"offload": True})
     found["wide"] = case(train={"tokens_per_micro_batch": 100_000})
     found["narrow"] = case(train={"tokens_per_micro_batch": 60, "compute_dtype": "bfloat16"})
     for name in ("token-mean", "untied", "lora"):
@@ -88,7 +90,18 @@ def launch(
     return found | {"folder": folder}
 
 
-NAMES = (*AGGREGATIONS, "full", "topk", "corrected", "untied", "lora", "checkpointing", "wide", "narrow")
+NAMES = (
+    *AGGREGATIONS,
+    "full",
+    "topk",
+    "corrected",
+    "untied",
+    "lora",
+    "checkpointing",
+    "offloaded",
+    "wide",
+    "narrow",
+)
 
 
 @pytest.mark.parametrize("ranks", SPLIT)
@@ -203,3 +216,17 @@ def test_ranks_without_rows_get_empty_groups() -> None:
     assert deal([[1]], [[2, 3]], 10, 3) == [[[0], [], []]]
     long = deal([[1], [2], [3]], [[0] * 30, [0] * 4, [0] * 4], 10, 2)
     assert sorted(row for groups in long for group in groups for row in group) == [0, 1, 2]
+
+
+def test_hidden_states_of_another_process_come_to_where_the_learner_computes(cases: dict[str, Any]) -> None:
+    recipe = parse_recipe(cases["full"]["recipe"])
+    assert isinstance(recipe, OpdRecipe)
+    bench = Bench.of(recipe)
+    bench.student.device = torch.device("meta")
+    head_VD = torch.zeros(5, 4, device="meta")
+    bench.learner.heads = lambda route: (head_VD, head_VD)
+    rows = [HiddenHere(torch.zeros(n, 4), torch.zeros(n, 4)) for n in (2, 3)]
+    target = bench.learner._target([Scores("a", 1.25, hidden=hidden) for hidden in rows])
+    assert target is not None and target.reference is not None
+    for projection in (target.teacher, target.reference):
+        assert projection.hidden_TD.shape == (5, 4) and projection.hidden_TD.device.type == "meta"

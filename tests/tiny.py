@@ -289,7 +289,7 @@ class Bench:
             scorer = _scorer(recipe, student)
         else:
             scorer = _scorer(recipe, load(Path(recipe.student.model)))
-            student.shard(ranks, offload=False)
+            student.shard(ranks, offload=recipe.cluster.offload)
         learner = Learner(
             recipe,
             student,

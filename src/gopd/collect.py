@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gopd.console import Display
+from gopd.errors import CalledOff
 from gopd.methods import opd
 from gopd.metrics import Clock
 from gopd.recipe import AnyRecipe, OpdRecipe, SampledRecipe
@@ -124,10 +125,6 @@ class Collector:
         """Called while a batch is sampled; may raise to give it up."""
 
 
-class _GivenUp(Exception):
-    """The run ends before a batch is complete."""
-
-
 class AheadCollector(Collector):
     """Collects in a thread, ahead of the learner.
 
@@ -169,10 +166,11 @@ class AheadCollector(Collector):
             yield
 
     def close(self) -> None:
-        """Gives up the batch under way, and waits for the thread."""
+        """Gives up the batch under way, whatever is being waited for, and waits for the thread."""
         with self._change:
             self._closed = True
             self._change.notify_all()
+        self.roles.call_off()
         self._thread.join()
 
     def meanwhile(self) -> None:
@@ -183,7 +181,7 @@ class AheadCollector(Collector):
 
     def _still_wanted(self) -> None:
         if self._closed:
-            raise _GivenUp
+            raise CalledOff
 
     def _work(self) -> None:
         try:
@@ -197,7 +195,7 @@ class AheadCollector(Collector):
                 with self._change:
                     self._batches[step] = batch
                     self._change.notify_all()
-        except _GivenUp:
+        except CalledOff:
             pass
         except BaseException as error:  # for `take`, whatever it is
             with self._change:

@@ -24,5 +24,9 @@ class Lost(RunFailed):
     """A process of a cluster died or hung, and with it what the run was doing; it can go on from its checkpoint."""
 
 
+class CalledOff(Exception):
+    """Nobody wants any more what a thread is at work on."""
+
+
 class Interrupted(Exception):
     """The user asked to stop; the current step was finished and saved."""

@@ -20,14 +20,13 @@ class Stop:
 
 
 @contextmanager
-def finish_step_on_interrupt(display: Display) -> Iterator[Stop]:
+def finish_step_on_interrupt(display: Display, stop: Stop) -> Iterator[None]:
     """Inside, the first Ctrl-C asks the loop to stop after the step; the second interrupts at once.
 
     Only the main thread gets signals: in another one Ctrl-C stays the caller's.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -38,6 +37,6 @@ def finish_step_on_interrupt(display: Display) -> Iterator[Stop]:
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -277,11 +277,15 @@ class Learner:
         assert self.heads is not None
         teacher_head, reference_head = self.heads(first.route)
         hidden = [s.hidden.states() for s in scores if s is not None and s.hidden is not None]
-        teacher_TD = torch.cat([t for t, _ in hidden])
+        teacher = Projection(self._here([t for t, _ in hidden]), teacher_head)
         reference = None
         if reference_head is not None:
-            reference = Projection(torch.cat([r for _, r in hidden if r is not None]), reference_head)
-        return Target(Projection(teacher_TD, teacher_head), reference, first.reward_scale)
+            reference = Projection(self._here([r for _, r in hidden if r is not None]), reference_head)
+        return Target(teacher, reference, first.reward_scale)
+
+    def _here(self, rows: Sequence[Tensor]) -> Tensor:
+        """Rows end to end; from another process they come in host memory."""
+        return torch.cat([row.to(self.student.device) for row in rows])
 
 
 def _seed(seed: int, update: int, rank: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -10,27 +9,25 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from gopd.attempt import Attempt, Found, set_up
 from gopd.checkpoint import RunFolder
 from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
-from gopd.errors import BadInput, Interrupted, Lost
+from gopd.errors import Interrupted, Lost
 from gopd.export import export_student, model_card
-from gopd.files import atomic_write, discard
+from gopd.files import atomic_write
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
-from gopd.memory import keep_freed_memory
 from gopd.methods.batch import Batch
 from gopd.metrics import Clock, gap_metrics, step_metrics
-from gopd.recipe import AnyRecipe, SampledRecipe, SftRecipe
+from gopd.recipe import AnyRecipe, SampledRecipe
 from gopd.roles import Roles
 from gopd.rollouts import grade, sample_rollouts
-from gopd.setup import LocalRoles, Task, prepare
+from gopd.setup import Task
 from gopd.tracking import (
     Metrics,
     Trackers,
-    check_trackers,
     read_metrics,
     rewind_rollouts,
     rollouts_file,
@@ -38,6 +35,8 @@ from gopd.tracking import (
 )
 from gopd.types import Rollout, TokenReport
 from gopd.validate import Validation, exact_kl, silent_domains, summarize
+
+GO_ON = "go on with --resume"
 
 
 def train(
@@ -56,11 +55,14 @@ def train(
         if run.student.exists():  # it is written last
             display.say(f"this run is finished; its student is in {run.student}")
             return run.path
+        attempt = Attempt(cluster)
         for restart in range(recipe.cluster.max_restarts + 1):
             try:
-                _run_once(recipe, run, display, cluster)
+                _run_once(recipe, run, display, attempt)
                 break
             except Lost as error:
+                if attempt.stop.requested:
+                    raise Interrupted(f"stopped, without the step under way: {error}; {GO_ON}") from error
                 if restart == recipe.cluster.max_restarts:
                     raise
                 run.resumed = True
@@ -68,50 +70,12 @@ def train(
     return run.path
 
 
-def _run_once(recipe: AnyRecipe, run: RunFolder, display: Display, cluster: str | None) -> None:
+def _run_once(recipe: AnyRecipe, run: RunFolder, display: Display, attempt: Attempt) -> None:
     """From the last checkpoint, if there is one, to the end. Raises Lost when a process of a cluster is lost."""
-    found, task, roles, trackers = _set_up(recipe, run, cluster)
-    with closing(roles), closing(trackers), finish_step_on_interrupt(display) as stop:
-        Job(recipe, run, display, task, roles, trackers).run(found, stop)
-
-
-def _set_up(
-    recipe: AnyRecipe, run: RunFolder, cluster: str | None
-) -> tuple[Found | None, Task, Roles, Trackers]:
-    """The checkpoint to go on from, and everything loaded; bad input leaves no new run folder behind."""
-    try:
-        check_trackers(recipe)
-        keep_freed_memory()
-        found = run.latest()
-        task = prepare(recipe)
-        roles = LocalRoles(recipe, task) if cluster is None else _on_cluster(recipe, task, cluster)
-        try:
-            roles.check_folder(run.path)
-            trackers = Trackers(recipe, run, after=found[0] if found else -1)
-        except BaseException:
-            roles.close()
-            raise
-        return found, task, roles, trackers
-    except BadInput:
-        if not run.resumed:
-            discard(run.path)
-        raise
-
-
-def _on_cluster(recipe: AnyRecipe, task: Task, address: str) -> Roles:
-    if importlib.util.find_spec("ray") is None:
-        raise BadInput("--cluster: ray is not installed; `pip install gopd[ray]`")
-    if isinstance(recipe, SftRecipe):
-        raise BadInput("method sft has no sampler to place on a cluster; run it without --cluster")
-    if recipe.tracking.profile:
-        raise BadInput("tracking.profile measures one process; leave it off with --cluster")
-    from gopd.cluster.roles import ClusterRoles
-
-    return ClusterRoles(recipe, task, address)
-
-
-Found = tuple[int, Path, dict[str, Any]]
-"""A checkpoint: step, folder and state."""
+    found, task, roles, trackers = set_up(recipe, run, attempt)
+    attempt.needed = roles.held
+    with closing(roles), closing(trackers), finish_step_on_interrupt(display, attempt.stop):
+        Job(recipe, run, display, task, roles, trackers).run(found, attempt.stop)
 
 
 @dataclass
@@ -200,7 +164,7 @@ class Job:
             self.run_folder.save(step, self.roles.learner.save, state)
         if stop.requested and not last:
             self._show_profile()
-            raise Interrupted(f"stopped after step {step} of {self.task.total_steps}; go on with --resume")
+            raise Interrupted(f"stopped after step {step} of {self.task.total_steps}; {GO_ON}")
 
     def _validate(self, step: int) -> None:
         """Measures the student, and before training the teachers if the recipe asks for it."""

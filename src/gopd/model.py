@@ -40,7 +40,8 @@ class LanguageModel:
 
     `module` is the whole model as Transformers knows it; `adapters`, when LoRA is on, the PEFT wrapper around it.
     With `narrow` the body computes in bfloat16 whatever the weights' dtype, and hidden states come in bfloat16.
-    `root` is set where ranks share the weights; what uses the head must then go through `together`.
+    `root` is set where ranks share the weights; what uses the head must then go through `together`. `device` is where
+    the model computes, which is not where its weights are while ranks keep their parts in host memory.
     """
 
     def __init__(
@@ -53,16 +54,12 @@ class LanguageModel:
         self.adapters: Any = None
         self.root: Root | None = None
         self.body = cast(nn.Module, module.get_decoder())
+        self.device = self.head_VD.device
 
     @property
     def head_VD(self) -> Tensor:
         """The output embedding; row v gives the logit of token v."""
         return cast(Tensor, self.module.get_output_embeddings().weight)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.head_VD.device
 
     @property
     def eos_ids(self) -> list[int]:
@@ -98,8 +95,10 @@ class LanguageModel:
         return found
 
     def shard(self, ranks: Ranks, *, offload: bool) -> None:
-        """Keeps only this rank's part of the weights, and leaves the rest to the others."""
+        """Keeps only this rank's part of the weights, on its device, and leaves the rest to the others."""
+        assert ranks.mesh is not None
         self.root = shard(self.module, ranks, narrow=self.narrow, offload=offload)
+        self.device = torch.device(ranks.mesh.device_type)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight by its Hugging Face name, whole and with adapters merged in, one at a time.

@@ -13,6 +13,7 @@ from gopd.sampler import Sampler
 from gopd.types import Rollout, Scores, TokenTerms
 
 if TYPE_CHECKING:
+    from gopd.cluster.placement import Plan
     from gopd.learner import Update
     from gopd.profile import Profiler
 
@@ -93,7 +94,8 @@ class Roles(ABC):
     """Those who carry a recipe out.
 
     `scorer` is None where no frozen model takes part: SFT, and GRPO without a KL. `apart`: the sampler has weights of
-    its own, brought up to date by `publish` and `adopt`. `profiler` is there when asked for.
+    its own, brought up to date by `publish` and `adopt`. `profiler` is there when asked for. `held` is what they
+    take of a cluster.
     """
 
     sampler: Sampler
@@ -101,6 +103,7 @@ class Roles(ABC):
     learner: Learner
     apart: bool = True
     profiler: Profiler | None = None
+    held: Plan | None = None
 
     @abstractmethod
     def publish(self, version: int) -> None:
@@ -113,6 +116,10 @@ class Roles(ABC):
     @abstractmethod
     def offer(self) -> None:
         """Lets engines take newer weights in the middle of what they are sampling, if there are any and they can."""
+
+    @abstractmethod
+    def call_off(self) -> None:
+        """The sampler and the scorer will not be used again: a thread that waits for them gets CalledOff."""
 
     @abstractmethod
     def check_folder(self, folder: Path) -> None:

@@ -217,6 +217,9 @@ class LocalRoles(Roles):
     def offer(self) -> None:
         """Nothing is sampled while the learner trains."""
 
+    def call_off(self) -> None:
+        """No other thread uses them."""
+
     def check_folder(self, folder: Path) -> None:
         """It is there."""
 

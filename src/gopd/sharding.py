@@ -68,6 +68,7 @@ class Root(nn.Module):
 def shard(module: PreTrainedModel, ranks: Ranks, *, narrow: bool, offload: bool) -> Root:
     """Cuts a model's weights into one part per rank, block by block; gradients come as sums over ranks.
 
+    Weights may be in host memory before: no more than a block of them is on a device beside this rank's parts.
     `narrow`: blocks compute in bfloat16, while weights and sums of gradients stay float32. `offload`: parts, gradients
     and optimizer state live in host memory. Blocks are what Transformers says must not be split over devices.
     """
@@ -75,7 +76,7 @@ def shard(module: PreTrainedModel, ranks: Ranks, *, narrow: bool, offload: bool)
     precision = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if narrow else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    away = CPUOffloadPolicy() if offload else OffloadPolicy()
+    away = CPUOffloadPolicy(pin_memory=ranks.mesh.device_type == "cuda") if offload else OffloadPolicy()
     blocks = set(module._no_split_modules or ())
     root = Root(module)
     for part in [m for m in module.modules() if type(m).__name__ in blocks] + [root]:

@@ -26,6 +26,7 @@ def supervised() -> bool:
     """Whether this process is watched by another; from now on it ends when that one does."""
     if SUPERVISED not in os.environ:
         return False
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the one above ignores it, and so did this one
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return True

@@ -122,7 +122,7 @@ class LearnerRank(Actor):
         os.environ["GLOO_SOCKET_IFNAME"] = _interface(ray.util.get_node_ip_address())
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.place.count)
-        student = load_student(self.recipe, self.device, self.dtype)
+        student = load_student(self.recipe, torch.device("cpu"), self.dtype)  # no device need hold it whole
         ranks = Ranks.joined(self.device)
         student.shard(ranks, offload=self.recipe.cluster.offload)
         self.heads = heads

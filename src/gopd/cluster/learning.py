@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import ray
 import torch
 from torch import Tensor
 
-from gopd.cluster.watch import Member, Watch, value
+from gopd.cluster.watch import HEALTH, Member, Watch, value
+from gopd.errors import Lost
 from gopd.learner import NonFinite, Update
 from gopd.roles import Done, silent
 from gopd.sharding import first_known
@@ -73,6 +75,8 @@ class LearnerGroup:
                 found[member.name] = value(reference, member)
             except NonFinite as error:
                 spoiled.append(error)
+            except Lost:
+                raise
             except RuntimeError:
                 self._check_all_live()
                 raise
@@ -83,7 +87,7 @@ class LearnerGroup:
     def _check_all_live(self) -> None:
         """Raises Lost when a rank is not there any more; a death is known a little after what it causes."""
         time.sleep(DEATH_SECONDS)
-        self.watch.all(self.members, lambda rank: rank.ping.remote())
+        self.watch.all(self.members, lambda rank: rank.ping.options(concurrency_group=HEALTH).remote())
 
     def weights(self, dtype: torch.dtype) -> list[Any]:
         """References to pieces of the present weights, in the object store."""
@@ -98,13 +102,27 @@ class LearnerGroup:
 
     def save(self, folder: Path) -> None:
         """Every rank writes its part."""
-        self._all(lambda rank: rank.save.remote(folder.absolute()))
+        with self._silent():
+            self._all(lambda rank: rank.save.remote(folder.absolute()))
 
     def load(self, folder: Path, updates: int) -> None:
         """Every rank takes up its part."""
-        self._all(lambda rank: rank.restore.remote(folder.absolute(), updates))
+        with self._silent():
+            self._all(lambda rank: rank.restore.remote(folder.absolute(), updates))
         self.updates = updates
 
     def export(self, folder: Path) -> None:
         """The first rank writes the student's weights and configuration."""
-        self._all(lambda rank: rank.export.remote(folder.absolute()))
+        with self._silent():
+            self._all(lambda rank: rank.export.remote(folder.absolute()))
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        """Inside, no heartbeat is asked for: a whole part that is turned into bytes keeps a process from answering."""
+        for member in self.members:
+            member.silent = True
+        try:
+            yield
+        finally:
+            for member in self.members:
+                member.silent = False

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,13 +15,15 @@ from pathlib import Path
 import ray
 
 from gopd.cluster.placement import Plan
-from gopd.errors import BadInput
+from gopd.errors import BadInput, Lost
 
 log = logging.getLogger(__name__)
 
 TESTED = "2.60"
 """The minor version of Ray that this was tried with."""
 CONNECT_SECONDS = 5.0
+POLL_SECONDS = 2.0
+"""Between looks for devices that were lost."""
 LEAST_SHARED_MEMORY = 512 * 2**20
 """Bytes of shared memory below which Ray's object store has no room for weights and rollouts."""
 
@@ -101,6 +104,18 @@ def check_cores(plan: Plan) -> None:
             raise BadInput(
                 f"cluster.{key}: {wanted} processes at once, and this machine has {cores} cores; lower it"
             )
+
+
+def await_devices(plan: Plan, seconds: float) -> None:
+    """Waits until the cluster has what it had before a node was lost. Raises Lost when that takes too long."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return check_devices(plan)
+        except BadInput as error:
+            if time.monotonic() > end:
+                raise Lost(f"devices that were lost did not come back in {seconds:.0f} s: {error}") from error
+        time.sleep(POLL_SECONDS)
 
 
 def has_gpus() -> bool:

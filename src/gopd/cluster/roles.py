@@ -15,12 +15,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gopd.cluster.actors import Holder, LearnerRank, Place, SamplingEngine, TeacherEngine
 from gopd.cluster.learning import LearnerGroup
-from gopd.cluster.nodes import check_cores, check_devices, has_gpus, joined
-from gopd.cluster.placement import Seat, plan
+from gopd.cluster.nodes import await_devices, check_cores, check_devices, has_gpus, joined
+from gopd.cluster.placement import Plan, Seat, plan
 from gopd.cluster.sampling import SamplerGroup
 from gopd.cluster.scoring import ScorerGroup
 from gopd.cluster.watch import HEALTH, Member, Watch, value
-from gopd.errors import BadInput
+from gopd.errors import BadInput, Lost
 from gopd.recipe import GrpoRecipe, OpdRecipe
 from gopd.roles import Roles
 from gopd.setup import Task
@@ -32,9 +32,16 @@ class ClusterRoles(Roles):
     learner: LearnerGroup
     sampler: SamplerGroup
 
-    def __init__(self, recipe: OpdRecipe | GrpoRecipe, task: Task, address: str) -> None:
+    def __init__(
+        self, recipe: OpdRecipe | GrpoRecipe, task: Task, address: str, needed: Plan | None = None
+    ) -> None:
+        """`needed` is what an attempt held that was lost: the cluster may have to find it again, and is waited for.
+
+        Raises BadInput where the cluster does not suffice, and Lost where it does no more.
+        """
         section = recipe.cluster
-        self.recipe, self.task, self.watch = recipe, task, Watch(section.timeout, section.heartbeat)
+        self.recipe, self.task = recipe, task
+        self.watch, self.serving = (Watch(section.timeout, section.heartbeat) for _ in range(2))
         self._published: tuple[int, list[Any]] = (0, [])
         self._adopted = self._offered = 0
         on_cores = plan(recipe, gpu=False)
@@ -42,12 +49,14 @@ class ClusterRoles(Roles):
             check_cores(on_cores)
         with ExitStack() as stack:
             stack.enter_context(joined(address, on_cores.total("CPU")))
+            if needed is not None:
+                await_devices(needed, section.timeout)
             self._gpu = gpu = has_gpus() and recipe.train.device != "cpu"
             if recipe.train.device == "cuda" and not gpu:
                 raise BadInput(
                     "train.device is cuda, but the cluster has 0 GPUs; use auto or cpu, or add nodes with GPUs"
                 )
-            self.plan = plan(recipe, gpu=gpu)
+            self.held = self.plan = plan(recipe, gpu=gpu)
             narrow = recipe.train.compute_dtype == "bfloat16" or (
                 recipe.train.compute_dtype == "auto" and gpu
             )
@@ -55,7 +64,7 @@ class ClusterRoles(Roles):
             check_devices(self.plan)
             self._group = placement_group(self.plan.bundles, strategy="PACK")
             if not self._group.wait(section.timeout):
-                raise BadInput(
+                raise (BadInput if needed is None else Lost)(
                     f"the cluster's devices are taken: {self.plan.describe()} did not get theirs within "
                     f"{section.timeout:.0f} s"
                 )
@@ -81,8 +90,8 @@ class ClusterRoles(Roles):
         lora = recipe.student.lora is not None  # engines have adapters merged in, and round differently
         self.learner = LearnerGroup(learners, self.watch)
         exact = recipe.sampler.engine == "torch" and self._dtype == torch.float32 and not lora
-        self.sampler = SamplerGroup(samplers, self.watch, exact=exact)
-        self.scorer = ScorerGroup(scorers, self.watch) if scorers else None
+        self.sampler = SamplerGroup(samplers, self.serving, exact=exact)
+        self.scorer = ScorerGroup(scorers, self.serving) if scorers else None
 
     def _members(self, name: str, actor: type, seats: Sequence[Seat], *arguments: Any) -> list[Member]:
         """A group of actors, in their seats."""
@@ -139,6 +148,10 @@ class ClusterRoles(Roles):
         if version != self._offered:
             self.sampler.offer(pieces, version)
             self._offered = version
+
+    def call_off(self) -> None:
+        """A thread that waits for samplers or scorers gets CalledOff."""
+        self.serving.call_off()
 
     def check_folder(self, folder: Path) -> None:
         """BadInput when a learner rank's node has another disk."""

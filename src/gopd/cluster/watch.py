@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from gopd.errors import Lost
+from gopd.errors import CalledOff, Lost
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +21,13 @@ TICK = 0.5
 
 
 class Member:
-    """One actor of a group, made by `make`, which makes its successor too."""
+    """One actor of a group, made by `make`, which makes its successor too.
+
+    While `silent` it need not answer pings. `loaded` is its first call, which loads what it works with.
+    """
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
-        self.name = name
+        self.name, self.silent = name, False
         self._make = make
         self._start()
 
@@ -52,9 +55,11 @@ class Member:
     def check(self, timeout: float, heartbeat: float) -> None:
         """Kills an actor whose process answers no ping within `heartbeat`, or whose call takes over `timeout`.
 
-        While it loads its models it cannot answer, and only the longer limit counts.
+        While it loads its models or is `silent`, only the longer limit counts.
         """
         now = time.monotonic()
+        if self.silent:
+            self._asked = now
         if self._ping is None:
             ping = self.handle.ping.options(concurrency_group=HEALTH)
             self._ping, self._asked = ping.remote(), now
@@ -71,6 +76,11 @@ class Watch:
 
     def __init__(self, timeout: float, heartbeat: float) -> None:
         self.timeout, self.heartbeat = timeout, heartbeat
+        self._off = False
+
+    def call_off(self) -> None:
+        """From now on whoever waits, or comes to wait, gets CalledOff."""
+        self._off = True
 
     def ready(self, pending: Mapping[Any, Member]) -> Any:
         """The next reference, of those given with their actors, that has a value or an error (or a stream's next)."""
@@ -79,6 +89,8 @@ class Watch:
             if found:
                 pending[found[0]].heard()
                 return found[0]
+            if self._off:
+                raise CalledOff
             for member in {id(m): m for m in pending.values()}.values():
                 member.check(self.timeout, self.heartbeat)
 
@@ -105,9 +117,23 @@ def value(reference: Any, member: Member) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, RayError):
             raise Lost(f"{member.name} missed what another had: {_line(error.cause)}") from error
+        if (cause := _load_error(reference, member)) is not None:
+            raise Lost(f"{member.name} could not be loaded again: {_line(cause)}") from error
         raise error.cause from error
     except RayError as error:
         raise Lost(f"{member.name} was lost: {_line(error)}") from error
+
+
+def _load_error(reference: Any, member: Member) -> BaseException | None:
+    """Why a replaced actor has nothing to work with, if that is what another call of it failed for."""
+    if reference is member.loaded or not ray.wait([member.loaded], timeout=0, fetch_local=False)[0]:
+        return None
+    try:
+        ray.get(member.loaded)
+    except RayTaskError as error:
+        cause: BaseException = error.cause
+        return cause
+    return None
 
 
 def _line(error: BaseException) -> str:

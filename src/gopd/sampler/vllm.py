@@ -11,8 +11,8 @@ the same in both of vLLM's model runners. The head computes in float32, as the t
 
 **Weights.** vLLM's weight transfer API (`start_weight_update`, `update_weights`, `finish_weight_update`) is what its
 documentation recommends for reinforcement learning; of its transports, NCCL and CUDA IPC need GPUs. Ours, registered
-with its factory, hands over safetensors files in shared memory, a chunk at a time: it is the same on a CPU and on GPUs,
-with any number of workers, and nothing is unpickled. vLLM then loads names as from a checkpoint, which merges and
+with its factory, hands over safetensors files in memory, a chunk at a time: it is the same on a CPU and on GPUs, with
+any number of workers, and nothing is unpickled. vLLM then loads names as from a checkpoint, which merges and
 splits projections and ties embeddings. Between two tokens that works as well (`update` called from `progress`): the
 cached keys and values of rows in flight are then thrown away and computed again, so that every later token comes from
 the new weights alone.
@@ -27,10 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,17 +159,16 @@ class VllmSampler:
         """Replaces the engine's weights, in place, by full tensors under the names of `module.named_parameters()`.
 
         They come on any device and in any dtype, all of them (tied ones once), and may be made one by one: no more
-        than CHUNK_BYTES and one tensor are held at a time. What was cached with the old weights is forgotten.
-        With `in_flight_updates` it may be called from `progress`. Raises RunFailed when weights are missing, unknown
-        or of another shape; the engine is then of no use.
+        than CHUNK_BYTES and one tensor are held at a time, in memory that ends with this process. What was cached with
+        the old weights is forgotten. With `in_flight_updates` it may be called from `progress`. Raises RunFailed when
+        weights are missing, unknown or of another shape; the engine is then of no use.
         """
-        with self._awake(), _workers(), tempfile.TemporaryDirectory(dir=_shared_memory()) as folder:
+        with self._awake(), _workers():
             self._llm.start_weight_update()
-            for number, chunk in enumerate(self._chunks(weights)):
-                file = Path(folder) / f"{number}.safetensors"
-                save_file(chunk, file)
-                self._llm.update_weights({"update_info": {"file": str(file)}})
-                file.unlink()
+            for chunk in self._chunks(weights):
+                with _memory_file() as file:
+                    save_file(chunk, file)
+                    self._llm.update_weights({"update_info": {"file": file}})
             self._llm.finish_weight_update()
             emptied = self._llm.reset_prefix_cache(reset_running_requests=self.section.in_flight_updates)
             assert emptied, "rows in flight during an update"
@@ -240,8 +236,11 @@ def _workers() -> Iterator[None]:
         raise RunFailed(f"vLLM's workers have failed: {error}; VLLM_LOGGING_LEVEL=INFO shows more") from error
 
 
-def _shared_memory() -> str | None:
-    """Where files are memory, if a few chunks fit there; None: the usual folder for temporary files."""
-    folder = "/dev/shm"
-    fits = os.path.isdir(folder) and shutil.disk_usage(folder).free > 4 * CHUNK_BYTES
-    return folder if fits else None
+@contextlib.contextmanager
+def _memory_file() -> Iterator[str]:
+    """The name of a file in memory that processes of the same user can read while inside, and that no kill leaves."""
+    handle = os.memfd_create("gopd-weights")
+    try:
+        yield f"/proc/{os.getpid()}/fd/{handle}"
+    finally:
+        os.close(handle)

