@@ -56,6 +56,13 @@ PLAN_EXAMPLES = """examples:
 
 exit codes: 0 it fits, 1 it does not, 2 bad input. What is counted, and how well: docs/plan.md"""
 
+REPORT_EXAMPLES = """examples:
+  gopd report runs/mine
+  gopd report runs/exopd-seed0 runs/exopd-seed1 runs/opd-seed0 --to exopd-against-opd.html
+  gopd report runs/mine --steps 1,40-45
+
+The file opens in a browser from the disk, without a network: docs/report.md"""
+
 COMPARE_EXAMPLES = """example:
   gopd compare results/student results/teacher"""
 
@@ -80,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _compare(options)
         elif options.command == "plan":
             return _plan(options)
+        elif options.command == "report":
+            _report(options)
         return EXIT_DONE
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
@@ -162,7 +171,22 @@ def _parser() -> argparse.ArgumentParser:
     gguf.add_argument("folder", metavar="FOLDER", help="new folder for the model and its tokenizer")
     _add_evaluation(commands)
     _add_plan(commands)
+    _add_report(commands)
     return parser
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="show runs in one HTML file",
+        description="Curves of all runs, their recipes and validations, and every token of logged rollouts.",
+        epilog=REPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = report.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run folders, finished or not")
+    add("--to", metavar="FILE", help="the file (report.html: of one run in its folder, of several here)")
+    add("--steps", metavar="N,N-N", help="only rollouts of these steps, where all are too many for a page")
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -321,6 +345,12 @@ def _plan(options: argparse.Namespace) -> int:
 
     _quiet_libraries()
     return plan_command(options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from gopd.report.command import report_command
+
+    report_command(options.runs, options.to, options.steps)
 
 
 def _quiet_libraries() -> None:
