@@ -93,7 +93,8 @@ def _static(name: str) -> str:
 
 def _policy(scripts: Sequence[str], style: str) -> str:
     allowed = " ".join(_hash(script) for script in scripts)
-    return f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    sources = f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data:"
+    return f"{sources}; base-uri 'none'; form-action 'none'"
 
 
 def _hash(script: str) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gopd.recipe import OpdRecipe
 from gopd.report.curves import Group
 from gopd.report.runs import Run, expects_rollouts
 from gopd.report.text import reading, script_json, shown_vocabulary, visible
@@ -140,7 +141,7 @@ def _digest(text: str) -> str:
 
 def _within(places: Sequence[Place], tokens: int) -> list[Place]:
     """The first places that have so many tokens together; at least one."""
-    chosen, filled = [], 0
+    chosen, filled = list[Place](), 0
     for place in places:
         filled += place.tokens
         if filled > tokens and chosen:
@@ -179,8 +180,20 @@ def _page(runs: Sequence[Run], chosen: Sequence[Place]) -> dict[str, Any]:
             shown_vocabulary(vocabulary, reading(found))
             for vocabulary, found in zip(vocabularies, samples, strict=True)
         ],
+        "kls": [_kl_label(run) for run in runs],
         "rows": rows,
     }
+
+
+def _kl_label(run: Run) -> str:
+    """What the numbers of the column `kls` are, by the recipe's estimator."""
+    if not isinstance(run.recipe, OpdRecipe):
+        return "KL to target"
+    objective = run.recipe.objective
+    if objective.estimator == "topk":
+        return "KL to target (lower bound)"
+    exact = objective.estimator == "full" or objective.control_variate
+    return "KL to target (exact)" if exact else "KL to target (one sample)"
 
 
 def _rows(runs: Sequence[Run], chosen: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:

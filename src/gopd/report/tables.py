@@ -11,13 +11,13 @@ from gopd.report.curves import Group
 from gopd.report.markup import Html, element, figure, interval, join, swatch, table
 from gopd.report.runs import Run, number, total_steps
 
+ABSENT = "(absent)"
 LAST = {
     "kl_to_target": "KL to target",
     "kl_to_reference": "KL to reference",
     "entropy": "entropy",
     "response_tokens/mean": "tokens",
     "truncated": "truncated",
-    "memory/peak_gb": "peak GB",
 }
 """Figures of the table of main figures, with their short names there."""
 
@@ -90,23 +90,24 @@ def duration(seconds: float) -> str:
 
 
 def validations(groups: Sequence[Group]) -> Html:
-    """Accuracy per domain and exact KL with intervals: the student first and last, teachers in between."""
+    """A table per domain, accuracy and exact KL with intervals: the student first and last, teachers in between."""
     kept = [(place, run, list(_ends(run))) for place, group in enumerate(groups) for run in group.runs]
     domains = sorted({name for _, _, entries in kept for entry in entries for name in entry["domains"]})
-    if not domains:
-        return element("p", "No validation was recorded.", class_="quiet")
-    head = ["run", "model", "step"]
+    tables = []
     for domain in domains:
-        head += [f"{domain}: accuracy", f"{domain}: KL", f"{domain}: tokens", f"{domain}: cut"]
-    rows = []
-    for place, run, entries in kept:
-        for entry in entries:
-            cells = [cell for domain in domains for cell in _cells(entry["domains"].get(domain, {}))]
+        rows: list[list[object]] = []
+        for place, run, entries in kept:
             name = join([swatch(place), element("span", run.name)], " ")
-            rows.append([name, entry["model"], entry["step"], *cells])
-    used = [i for i in range(len(head)) if i < 3 or any(row[i] != "–" for row in rows)]
-    picked = [[row[i] for i in used] for row in rows]
-    return table("Held-out rows, with 95% intervals over problems", [head[i] for i in used], picked, names=2)
+            rows += [
+                [name, entry["model"], entry["step"], *_cells(entry["domains"][domain])]
+                for entry in entries
+                if domain in entry["domains"]
+            ]
+        head = ["run", "model", "step", "problems", "accuracy", "KL to target", "tokens", "cut"]
+        tables.append(
+            table(f"{domain}: held-out rows, with 95% intervals over problems", head, rows, names=2)
+        )
+    return join(tables) if tables else element("p", "No validation was recorded.", class_="quiet")
 
 
 def _ends(run: Run) -> Iterator[dict[str, Any]]:
@@ -117,14 +118,13 @@ def _ends(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _cells(domain: Mapping[str, Any]) -> list[object]:
-    accuracy, low, high, kl, kl_low, kl_high, tokens, cut = (
-        number(domain, key)
-        for key in ("accuracy", "low", "high", "kl_to_target", "kl_low", "kl_high", "tokens", "truncated")
-    )
+    problems, tokens, cut = (number(domain, key) for key in ("problems", "tokens", "truncated"))
+    accuracy, low, high = (number(domain, key) for key in ("accuracy", "low", "high"))
+    kl, kl_low, kl_high = (number(domain, key) for key in ("kl_to_target", "kl_low", "kl_high"))
     shown = interval(accuracy, low, high, share=True)
     if accuracy is not None and low is not None and high is not None:
         shown = join([_whisker(accuracy, low, high), element("span", shown)], " ")
-    return [shown, interval(kl, kl_low, kl_high), figure(tokens), figure(cut, share=True)]
+    return [figure(problems), shown, interval(kl, kl_low, kl_high), figure(tokens), figure(cut, share=True)]
 
 
 def _whisker(value: float, low: float, high: float) -> Html:
@@ -145,6 +145,7 @@ def recipes(runs: Sequence[Run]) -> Html:
     keys = dict.fromkeys(key for run in known for key in run.settings)
     values = {key: [_value(run, key) for run in known] for key in keys}
     rows = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
+    rows.sort(key=lambda row: ABSENT in row)  # a section that one run has not is long and says little
     parts = []
     if rows:
         parts.append(
@@ -160,7 +161,7 @@ def recipes(runs: Sequence[Run]) -> Html:
 
 
 def _value(run: Run, key: str) -> str:
-    value = run.settings.get(key, "(absent)")
+    value = run.settings.get(key, ABSENT)
     return (
         value
         if isinstance(value, str)

@@ -22,17 +22,17 @@ function specification(panel) {
   const step = { field: "step", type: "quantitative", title: null, scale: { domain: domain(1), nice: false, zero: false } };
   const y = { field: "mean", type: "quantitative", title: null, scale: { domain: domain(3, 4), nice: true, zero: false } };
   const bounds = { y: { ...y, field: "low" }, y2: { field: "high" } };
-  const banded = [{ filter: "datum.low < datum.high" }];
+  const banded = new Set(shown.filter((row) => row[3] < row[4]).map((row) => row[0]));
   const here = [{ filter: "datum.step === chosenStep" }];
   const band = { mark: { type: "area", opacity: 0.2 }, encoding: { ...bounds, color } };
   const whiskers = { mark: { type: "rule", strokeWidth: 1.5, opacity: 0.7 }, encoding: { ...bounds, color } };
   const layers = [
-    { transform: banded, ...(panel.dots ? whiskers : band) },
+    ...(banded.size ? [{ transform: [{ filter: "datum.banded" }], ...(panel.dots ? whiskers : band) }] : []),
     { mark: { type: "line", strokeWidth: 2, strokeCap: "butt", point: panel.rows.length < 30 || panel.dots }, encoding: { y, color, strokeDash } },
     { transform: here, mark: { type: "rule", color: colour("quiet"), opacity: 0.35 }, encoding: {} },
     { transform: here, mark: { type: "point", filled: true, size: 45, opacity: 1 }, encoding: { y, color } },
   ];
-  const values = shown.map(([group, at, mean, low, high]) => ({ group: String(group), step: at, mean, low, high }));
+  const values = shown.map(([group, at, mean, low, high]) => ({ group: String(group), step: at, mean, low, high, banded: banded.has(group) }));
   return {
     data: { values },
     params: [{ name: "chosenStep", value: cursor }],
@@ -74,8 +74,8 @@ function readout(panel) {
     const mine = panel.rows.filter((row) => row[0] === place && (cursor === null || row[1] === cursor));
     if (!mine.length || hidden.has(place)) return null;
     const [, , mean, low, high] = mine[mine.length - 1];
-    const span = low < high ? ` [${figure(low)}, ${figure(high)}]` : "";
-    return make("li", { title: group.label, "aria-label": `${group.label}: ${figure(mean)}${span}` }, swatch(place), `${figure(mean)}${span}`);
+    const span = low < high ? ` [${short(low)}, ${short(high)}]` : "";
+    return make("li", { title: group.label, "aria-label": `${group.label}: ${short(mean)}${span}` }, swatch(place), `${short(mean)}${span}`);
   });
   return [make("li", { class: "at" }, cursor === null ? "last" : `step ${cursor}`), ...items.filter(Boolean)];
 }
@@ -85,7 +85,7 @@ function build(panel) {
   const values = make("ul", { class: "readout" });
   const plot = make("div", { class: "plot" });
   const frame = make("figure", { class: "panel", tabindex: 0, "aria-label": `${describe(panel)} Arrow keys move along the steps.` },
-    make("h4", {}, panel.title, unit), make("p", { class: "about" }, panel.about), values, plot);
+    make("h4", {}, panel.title, unit), make("p", { class: "about" }, ...formula(panel.about)), values, plot);
   const built = { panel, frame, plot, values, view: null };
   const steps = [...new Set(panel.rows.map((row) => row[1]))].sort((a, b) => a - b);
   plot.addEventListener("pointermove", (event) => {
@@ -150,10 +150,10 @@ function legend() {
 
 function note() {
   const bands = curves.groups.some((group) => group.runs > 1);
-  const parts = [];
+  const parts = ["Curves are by step; move over one, or press arrow keys in it, to read them all at that step."];
   if (bands) parts.push("Runs whose recipes differ only in seed and name are one curve: the mean, in a band from the lowest to the highest run.");
   if (curves.stepsPerPoint > 1) parts.push(`Each point is the mean of ${curves.stepsPerPoint} steps.`);
-  return parts.length ? make("p", { class: "note" }, parts.join(" ")) : null;
+  return make("p", { class: "note" }, parts.join(" "));
 }
 
 function startCurves() {
@@ -161,7 +161,7 @@ function startCurves() {
     panelsRoot.append(make("p", { class: "quiet" }, "No metrics are there to draw."));
     return;
   }
-  panelsRoot.append(...[legend(), note()].filter(Boolean));
+  panelsRoot.append(legend(), note());
   curves.sections.forEach((section, place) => {
     const built = section.panels.map(build);
     panels.push(...built);

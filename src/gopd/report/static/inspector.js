@@ -179,8 +179,7 @@ function showChosen() {
     make("section", { class: "card", "aria-label": "Rollout" }, meta(row, scale, about, version),
       make("div", { class: "prompt", tabindex: 0, role: "region", "aria-label": "Prompt" }, logged.prompts[row.prompt])),
     make("section", { class: "card", "aria-label": "Response" },
-      make("div", { class: "response" }, make("div", {}, scaleLegend(row), text), facts)),
-    make("section", { class: "card", "aria-label": "Extreme tokens" }, extremes(row), allTokens(row)),
+      make("div", { class: "response" }, make("div", {}, scaleLegend(row), text, extremes(row), allTokens(row)), facts)),
     beside(row));
   if (row.ids.length) show(row, 0, text.firstChild, false);
 }
@@ -244,7 +243,7 @@ function show(row, token, element, reached) {
   const from = row === chosen ? "" : ` of ${logged.runs[row.run]}, step ${row.step}`;
   const lines = factsOf(row, token).flatMap((group, which) => group.map(([name, value, further], i) =>
     make("tr", { class: `${which && !i ? "first" : ""} ${i === group.length - 1 ? "before" : ""} ${name === "advantage" ? "strong" : ""}` },
-      make("th", { scope: "row" }, name), make("td", {}, value), make("td", {}, further))));
+      make("th", { scope: "row" }, ...formula(name)), make("td", {}, value), make("td", {}, further))));
   document.getElementById("facts").replaceChildren(
     make("h3", {}, oneLine(tokenText(row, token)) || "⟨empty⟩"),
     make("p", { class: "meta" }, `token ${token + 1} of ${row.ids.length}${from}, id ${row.ids[token]}`),
@@ -259,12 +258,9 @@ function scaleLegend(row) {
     pen.fillRect(x, 0, 1, 1);
   }
   const known = row.ids.some((_, token) => SHADES[state.shade].of(row, token) !== null);
-  const sign = (kind, text) => {
-    const sample = make("u", { class: `token ${kind}` }, text);
-    return sample;
-  };
+  const sign = (kind, text) => make("u", { class: `token ${kind}` }, text);
   if (!known) return make("p", { class: "scale" }, `No ${SHADES[state.shade].label} was logged for this rollout, so nothing is shaded.`);
-  return make("p", { class: "scale" }, make("span", { class: "bar" }, figure(-full), canvas, `+${figure(full)}`), SHADES[state.shade].label,
+  return make("p", { class: "scale" }, make("span", { class: "bar" }, figure(-full), canvas, `+${figure(full)}`), make("span", {}, ...formula(SHADES[state.shade].label)),
     make("span", {}, sign("plus", "solid line: above 0"), ", ", sign("minus", "dotted: below")));
 }
 

@@ -51,6 +51,19 @@ function figure(value) {
   return text.replace("-", "−");
 }
 
+/** Three digits, all of them written, for numbers that stand close together. */
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 100) return figure(Math.round(value));
+  if (size === 0) return "0";
+  return (size < 1e-3 ? value.toExponential(1) : value.toPrecision(3)).replaceAll("-", "−");
+}
+
+/** Text with ℓ_T and the like as letters with a subscript. */
+function formula(text) {
+  return text.split(/_([A-Za-zλ]+)/).map((part, i) => (i % 2 ? make("sub", {}, part) : part));
+}
+
 // --- theme ----------------------------------------------------------------------------------------------------------
 
 const root = document.documentElement;

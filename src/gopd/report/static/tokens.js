@@ -67,9 +67,9 @@ function meanOf(row, name) {
 function factsOf(row, place) {
   const logprob = (label, value) => [label, signed(value), value === null ? "" : percent(Math.exp(value))];
   const number = (label, value) => [label, signed(value), ""];
-  const ratio = (label, value) => [label, value === null ? "–" : figure(Math.exp(value)), ""];
+  const ratio = (label, value) => [label, value === null ? "–" : short(Math.exp(value)), ""];
   const { reward, target, normalised } = derived(row, place);
-  const q = normalised ? "target log q_λ" : "target log q_λ, unnormalised";
+  const q = normalised ? "target log q_λ" : "target log q_λ (unnormalised)";
   const S = "student_logprobs", T = "teacher_logprobs", R = "reference_logprobs";
   return [
     [
@@ -77,13 +77,13 @@ function factsOf(row, place) {
       logprob("teacher ℓ_T", at(row, T, place)),
       logprob("reference ℓ_R", at(row, R, place)),
       normalised ? logprob(q, target) : number(q, target),
-      logprob("sampler", at(row, "sampler_logprobs", place)),
+      logprob("sampler’s ℓ_S", at(row, "sampler_logprobs", place)),
     ],
     [
       number("advantage", at(row, "advantages", place)),
       number("implicit reward λ(ℓ_T − ℓ_R)", reward),
-      number("entropy of the student", at(row, "entropies", place)),
-      number("KL to target", at(row, "kls", place)),
+      number("student’s entropy", at(row, "entropies", place)),
+      number(logged.kls[row.run], at(row, "kls", place)),
     ],
     [
       ratio("teacher / student", difference(row, T, S, place)),
