@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -55,6 +56,7 @@ def page(groups: Sequence[Group], curves: Mapping[str, Any], rollouts: Mapping[s
     return f'<!doctype html>\n<html lang="en">\n<head>\n{join(head)}\n</head>\n<body>\n{join(body)}\n</body>\n</html>\n'
 
 
+@cache
 def plotting_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
@@ -65,8 +67,8 @@ def _top(runs: Sequence[Run]) -> Html:
     count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
     title = join([element("h1", "gopd report"), element("p", count)])
     toggle = element("button", "Dark", id="theme", type="button", class_="needs-script")
-    nav = element("nav", join([*links, toggle]), aria_label="Parts of the page")
-    return element("header", join([element("div", title, class_="title"), nav]))
+    nav = element("nav", join(links), aria_label="Parts of the page")
+    return element("header", join([element("div", title, class_="title"), nav, toggle]))
 
 
 def _parts(groups: Sequence[Group], runs: Sequence[Run]) -> list[Html]:

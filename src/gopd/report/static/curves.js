@@ -41,7 +41,7 @@ function specification(panel) {
     padding: { left: 0, right: 6, top: 4, bottom: 0 },
     autosize: { type: "fit", contains: "padding" },
     description: describe(panel),
-    encoding: { x: { ...step, axis: { tickMinStep: 1, format: "d", tickCount: 5 } } },
+    encoding: { x: { ...step, axis: { format: "d", tickCount: 5, values: few(shown) } } },
     layer: layers,
     config: theme(),
   };
@@ -55,6 +55,12 @@ function theme() {
   };
   return { background: "transparent", view: { stroke: null }, axis, axisX: { grid: false, domain: true, domainColor: colour("rule") },
     point: { size: 18, filled: true } };
+}
+
+/** The steps themselves as ticks where they are few; otherwise Vega finds round ones. */
+function few(shown) {
+  const steps = [...new Set(shown.map((row) => row[1]))].sort((a, b) => a - b);
+  return steps.length <= 5 ? steps : undefined;
 }
 
 /** A panel in words, for those who do not see it. */
