@@ -127,6 +127,18 @@ def test_long_runs_are_thinned_to_means(tmp_path: Path) -> None:
     assert data_of(tmp_path / "page.html", "curves")["stepsPerPoint"] == 4
 
 
+def test_many_long_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
+    names = [f"figure/{i}" for i in range(60)]
+    runs = [tmp_path / f"run-{i}" for i in range(12)]
+    for run in runs:
+        run.mkdir()
+        entries = [{"step": s} | {name: 1 / (s + 0.123456) for name in names} for s in range(1, 400)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    page = report(tmp_path, *runs)
+    assert page.stat().st_size + report_rollouts.MOST_BYTES < 5e6
+    assert len(panel(page, "figure/7")) == 12 * 50
+
+
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 

@@ -464,7 +464,7 @@ def test_without_scripts_the_tables_are_there(page: Path, runs: list[Path], tmp_
     assert browser.one("noscript").text == "Curves and tokens need JavaScript; the tables do not."
     last = lines(runs[0] / "metrics.jsonl")[-1]
     figures = browser.one("#overview table").text
-    assert f"{last['kl_to_target']:.4g}" in figures and "exopd-seed1" in figures
+    assert f"{last['kl_to_target']:#.4g}" in figures and "exopd-seed1" in figures
     assert "95% intervals" in browser.one("#validation").text
     assert not browser.one("#theme").is_displayed()
     assert not browser.all("#panels svg")

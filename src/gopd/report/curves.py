@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
@@ -14,6 +14,8 @@ from gopd.report.runs import Run, number
 
 MOST_POINTS = 300
 """Of one curve; with more steps each point stands for several."""
+MOST_ROWS = 36_000
+"""Points of all curves together, so that they take 1.6 MB at most."""
 
 Points = dict[int, tuple[float, float, float]]
 """(mean, low, high) by step."""
@@ -68,7 +70,14 @@ ENGINE, OPTIMIZER, TIME, OTHER = "Sampler against trainer", "Optimisation", "Tim
 SECTIONS = (LEARNING, HELD_OUT, TEACHERS, ENGINE, OPTIMIZER, TIME, OTHER)
 MEASURED = (
     Measured("accuracy", "low", "high", "Accuracy, {}", "%", "of the student; 95% interval over problems"),
-    Measured("kl_to_target", "kl_low", "kl_high", "Exact KL, {}", "nats/token", "KL(S ‖ q_λ); 95% interval"),
+    Measured(
+        "kl_to_target",
+        "kl_low",
+        "kl_high",
+        "Exact KL, {}",
+        "nats/token",
+        "to q_λ (method grpo: to R); 95% interval",
+    ),
 )
 FAMILIES = (
     Family(LEARNING, "kl_to_target", "KL to target", "nats/token", "KL(S ‖ q_λ) at the sampled tokens"),
@@ -122,16 +131,22 @@ def _label(runs: Sequence[Run]) -> str:
     return f"{common or names[0]} ({len(runs)} runs)"
 
 
-def bin_width(runs: Iterable[Run]) -> int:
+def bin_width(groups: Sequence[Group]) -> int:
     """How many steps a point stands for, the same for all curves."""
-    return -(-max((run.last_step for run in runs), default=0) // MOST_POINTS) or 1
+    last = max((run.last_step for group in groups for run in group.runs), default=0)
+    points = min(MOST_POINTS, MOST_ROWS // (len(groups) * max(1, len(_names(groups)))))
+    return max(1, -(-last // max(1, points)))
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    """All metrics but those that are drawn with another."""
+    entries = (entry for group in groups for run in group.runs for entry in run.metrics)
+    return sorted({name for entry in entries for name in entry} - {"step", *BOUNDS})
 
 
 def sections_of(groups: Sequence[Group]) -> dict[str, list[Panel]]:
     """Panels by section; metrics that no family knows are under "Other figures"."""
-    entries = [entry for group in groups for run in group.runs for entry in run.metrics]
-    names = sorted({name for entry in entries for name in entry} - {"step", *BOUNDS})
-    width = bin_width(run for group in groups for run in group.runs)
+    names, width = _names(groups), bin_width(groups)
     panels: dict[str, list[Panel]] = {section: [] for section in SECTIONS}
     left = list(names)
     for family in FAMILIES:
@@ -213,10 +228,9 @@ def _measured(run: Run, domain: str, figure: Measured) -> Points:
 
 def as_json(groups: Sequence[Group]) -> dict[str, Any]:
     """Everything that is drawn, for the page."""
-    width = bin_width(run for group in groups for run in group.runs)
     return {
         "groups": [{"label": group.label, "runs": len(group.runs)} for group in groups],
-        "stepsPerPoint": width,
+        "stepsPerPoint": bin_width(groups),
         "sections": [
             {"title": title, "panels": [_panel(panel) for panel in panels]}
             for title, panels in sections_of(groups).items()

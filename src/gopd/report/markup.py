@@ -66,8 +66,10 @@ def figure(value: float | None, share: bool = False) -> str:
         return "–"
     if share:
         return f"{100 * value:.1f}%"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
     return f"{value:.2e}"
 
 

@@ -21,7 +21,7 @@ from gopd.report.runs import Run, expects_rollouts
 from gopd.report.text import reading, script_json, shown_vocabulary, visible
 from gopd.tracking import ROLLOUT_SCHEMA
 
-MOST_BYTES = 3_200_000
+MOST_BYTES = 2_200_000
 """Of all rollouts in the page."""
 MOST_PROMPT = 4_000
 """Characters of a prompt that are shown."""

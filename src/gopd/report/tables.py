@@ -12,6 +12,9 @@ from gopd.report.markup import Html, element, figure, interval, join, swatch, ta
 from gopd.report.runs import Run, number, total_steps
 
 ABSENT = "(absent)"
+HELD_OUT = (
+    "held-out rows, 95% intervals over problems; KL per token, exact, to q_λ (method grpo: to the reference)"
+)
 LAST = {
     "kl_to_target": "KL to target",
     "kl_to_reference": "KL to reference",
@@ -103,10 +106,8 @@ def validations(groups: Sequence[Group]) -> Html:
                 for entry in entries
                 if domain in entry["domains"]
             ]
-        head = ["run", "model", "step", "problems", "accuracy", "KL to target", "tokens", "cut"]
-        tables.append(
-            table(f"{domain}: held-out rows, with 95% intervals over problems", head, rows, names=2)
-        )
+        head = ["run", "model", "step", "problems", "accuracy", "KL", "tokens", "cut"]
+        tables.append(table(f"{domain}: {HELD_OUT}", head, rows, names=2))
     return join(tables) if tables else element("p", "No validation was recorded.", class_="quiet")
 
 
@@ -124,7 +125,13 @@ def _cells(domain: Mapping[str, Any]) -> list[object]:
     shown = interval(accuracy, low, high, share=True)
     if accuracy is not None and low is not None and high is not None:
         shown = join([_whisker(accuracy, low, high), element("span", shown)], " ")
-    return [figure(problems), shown, interval(kl, kl_low, kl_high), figure(tokens), figure(cut, share=True)]
+    return [
+        "–" if problems is None else f"{problems:.0f}",
+        shown,
+        interval(kl, kl_low, kl_high),
+        figure(tokens),
+        figure(cut, share=True),
+    ]
 
 
 def _whisker(value: float, low: float, high: float) -> Html:
