@@ -181,7 +181,7 @@ def test_where_rollouts_are_too_many_steps_apart_are_kept(
         steps = [row["step"] for row in part["rows"] if row["run"] == run and row["source"] == "training"]
         assert {1, 6} <= set(steps)
         assert max(steps.count(s) for s in steps) - min(steps.count(s) for s in steps) <= 1
-    one = rollouts_json(groups, {3})
+    one = rollouts_json(groups, [range(3, 4)])
     assert {row["step"] for row in one["rows"]} == {3} and len(one["rows"]) == 12
 
 
@@ -197,7 +197,7 @@ def test_prompts_that_come_back_are_chosen_everywhere(
 
 
 def test_steps_are_parsed() -> None:
-    assert parse_steps("1,5,20-22") == {1, 5, 20, 21, 22}
+    assert [s for span in parse_steps("1,5,20-22") for s in span] == [1, 5, 20, 21, 22]
     for wrong in ("", "a", "1-", "-3", "1,,2", "1-x"):
         with pytest.raises(BadInput, match="as in 1,5,20-25"):
             parse_steps(wrong)
@@ -299,6 +299,12 @@ def test_damage_is_named_and_the_rest_is_shown(three_runs: list[Path], tmp_path:
     steps = {row["step"] for row in data_of(page, "rollouts")["rows"] if row["source"] == "training"}
     assert steps == {1, 4, 5, 6}
     assert "Missing or damaged" in page.read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(three_runs: list[Path], tmp_path: Path) -> None:
+    runs = [copied(three_runs[0], tmp_path, f"{where}/run") for where in ("a", "b")]
+    assert [run.name for run in read_runs(runs)] == ["a/run", "b/run"]
+    assert [run.name for run in read_runs(runs[:1])] == ["run"]
 
 
 def test_columns_of_other_versions(three_runs: list[Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from gopd.errors import BadInput
@@ -29,7 +29,7 @@ def report_command(paths: Sequence[str], to: str | None, steps: str | None) -> N
     print(f"report: {place} ({place.stat().st_size / 1e6:.1f} MB)")
 
 
-def write_report(folders: Sequence[Path], place: Path, steps: Collection[int] | None = None) -> list[Run]:
+def write_report(folders: Sequence[Path], place: Path, steps: Sequence[range] | None = None) -> list[Run]:
     """Writes the report of some run folders to a file; returns the runs with what is wrong with them.
 
     `steps` restricts the rollouts of the token inspector. Raises BadInput for folders that are no runs, and when the
@@ -48,12 +48,12 @@ def write_report(folders: Sequence[Path], place: Path, steps: Collection[int] | 
     return runs
 
 
-def parse_steps(text: str) -> set[int]:
+def parse_steps(text: str) -> list[range]:
     """Steps as in `1,5,20-25`. Raises BadInput."""
-    steps: set[int] = set()
+    steps = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise BadInput(f"--steps {text}: expected steps and spans of steps, as in 1,5,20-25")
-        steps |= set(range(int(first), int(last if dash else first) + 1))
+        steps.append(range(int(first), int(last if dash else first) + 1))
     return steps

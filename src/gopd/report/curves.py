@@ -69,14 +69,16 @@ LEARNING, HELD_OUT, TEACHERS = "Learning", "Held-out rows", "Teachers and refere
 ENGINE, OPTIMIZER, TIME, OTHER = "Sampler against trainer", "Optimisation", "Time and memory", "Other figures"
 SECTIONS = (LEARNING, HELD_OUT, TEACHERS, ENGINE, OPTIMIZER, TIME, OTHER)
 MEASURED = (
-    Measured("accuracy", "low", "high", "Accuracy, {}", "%", "of the student; 95% interval over problems"),
+    Measured(
+        "accuracy", "low", "high", "Accuracy, {}", "%", "95% interval; of several runs lowest to highest"
+    ),
     Measured(
         "kl_to_target",
         "kl_low",
         "kl_high",
         "Exact KL, {}",
         "nats/token",
-        "to q_λ (method grpo: to R); 95% interval",
+        "to q_λ (grpo: to R), intervals likewise",
     ),
 )
 FAMILIES = (
@@ -94,7 +96,9 @@ FAMILIES = (
     Family(
         TEACHERS, "teacher/(.+)/advantage_std", "Spread of advantages, {}", "nats/token", "standard deviation"
     ),
-    Family(ENGINE, "correction/mean", "Correction weight", "weight", "mean; band: smallest to largest"),
+    Family(
+        ENGINE, "correction/mean", "Correction weight", "weight", "mean; one run's band: smallest to largest"
+    ),
     Family(ENGINE, "sampler_gap/mean", "Sampler gap, mean", "nats/token", "ℓ_train − ℓ_sampler"),
     Family(ENGINE, "sampler_gap/max", "Sampler gap, largest", "nats", "|ℓ_train − ℓ_sampler|"),
     Family(ENGINE, "staleness", "Staleness", "steps", "age of the weights that sampled"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ NUMBERS = (
     "kls",
 )
 """Columns with a number for every token."""
+KEPT = ("version", "row", "where", "sample", "route", "data_source", "reward", "finished")
+"""Columns that the page has as they are."""
 _TRAINING = "training"
 
 
@@ -53,12 +55,12 @@ class Place:
     tokens: int
 
 
-def rollouts_json(groups: Sequence[Group], steps: Collection[int] | None) -> dict[str, Any]:
+def rollouts_json(groups: Sequence[Group], steps: Sequence[range] | None) -> dict[str, Any]:
     """Rollouts for the page, within `MOST_BYTES`; `steps` restricts them. Problems are added to the runs'."""
     runs = [run for group in groups for run in group.runs]
     group_numbers = [place for place, group in enumerate(groups) for _ in group.runs]
     logged = [place for number, run in enumerate(runs) for place in _places(number, run)]
-    wanted = [place for place in logged if steps is None or place.step in steps]
+    wanted = [place for place in logged if steps is None or any(place.step in span for span in steps)]
     order = _in_order(wanted)
     budget = sum(place.tokens for place in order)
     while True:
@@ -85,7 +87,8 @@ def _places(number: int, run: Run) -> Iterator[Place]:
         if table is None:
             continue
         lengths = pc.fill_null(pc.list_value_length(table["response_ids"]), 0).to_pylist()
-        columns = (table["step"].to_pylist(), table["prompt"].to_pylist(), lengths)
+        steps, prompts = pc.fill_null(table["step"], 0), pc.fill_null(table["prompt"], "")
+        columns = (steps.to_pylist(), prompts.to_pylist(), lengths)
         for row, (step, prompt, tokens) in enumerate(zip(*columns, strict=True)):
             yield Place(number, file, row, source, model, step, prompt, tokens)
 
@@ -164,15 +167,12 @@ def _page(runs: Sequence[Run], chosen: Sequence[Place]) -> dict[str, Any]:
         vocabularies[place.run].update(zip(ids, tokens, strict=False))
         samples[place.run].append((tokens, row["response"] or ""))
         numbers = {name: _packed(row[name]) for name in NUMBERS if row[name]}
-        row = {name: row[name] for name in ("step", "version", "row", "where", "sample", "route", "data_source",
-                                            "reward", "finished")}  # fmt: skip
         prompt = prompts.setdefault(place.prompt, len(prompts))
         scale = runs[place.run].reward_scale(row["route"])
-        rows.append(
-            {"run": place.run, "source": place.source, "model": place.model, "prompt": prompt, "scale": scale}
-            | row
-            | {"ids": ids, "numbers": numbers}
-        )
+        where_from = {"run": place.run, "source": place.source, "model": place.model, "step": place.step}
+        kept = {name: row[name] for name in KEPT}
+        what = {"prompt": prompt, "scale": scale, "ids": ids, "numbers": numbers}
+        rows.append(where_from | kept | what)
     return {
         "runs": [run.name for run in runs],
         "prompts": [_cut(visible(text)) for text in prompts],

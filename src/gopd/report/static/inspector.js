@@ -329,7 +329,8 @@ function beside(row) {
 
 function startInspector() {
   if (!logged.rows.length) {
-    place.append(make("p", { class: "quiet" }, "No rollouts with numbers for every token are there: method sft logs none, nor does tracking.rollouts_every: 0."));
+    const none = logged.logged ? "No logged rollout is of the steps that were asked for." : "No rollouts are there: method sft logs none, nor does tracking.rollouts_every: 0.";
+    place.append(make("p", { class: "quiet" }, none));
     return;
   }
   logged.rows.forEach((row, i) => { row.place = i; });
