@@ -19,7 +19,7 @@ from gopd.report.runs import Run
 from gopd.report.text import script_json, visible
 
 VEGA_LITE = "6.4"
-SCRIPTS = ("page.js", "curves.js", "tokens.js", "inspector.js")
+SCRIPTS = ("page.js", "curves.js", "tokens.js", "rollout.js", "inspector.js")
 PARTS = {
     "overview": "Overview",
     "curves": "Curves",

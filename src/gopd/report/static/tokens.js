@@ -1,7 +1,5 @@
 // One rollout's numbers: unpacked, and what follows from them.
 
-const COLUMNS = ["sampler_logprobs", "student_logprobs", "teacher_logprobs", "reference_logprobs", "log_partition", "advantages", "entropies", "kls"];
-
 /** Numbers of a column by token, null where it was not logged. */
 function column(row, name) {
   row.unpacked ??= {};
@@ -49,7 +47,7 @@ function difference(row, left, right, place) {
   return a === null || b === null ? null : a - b;
 }
 
-/** What a token's shade is made of, over the response: [smallest, largest, mean]. */
+/** The smallest and the largest advantage of a response; null where none was logged. */
 function summary(row) {
   if (row.summary === undefined) {
     const values = [...(column(row, "advantages") ?? [])].filter(Number.isFinite);
