@@ -29,7 +29,7 @@ from gopd.report import rollouts as report_rollouts
 from gopd.report import text
 from gopd.report.command import parse_steps, write_report
 from gopd.report.curves import groups_of, sections_of
-from gopd.report.rollouts import rollouts_json
+from gopd.report.rollouts import Place, rollouts_json
 from gopd.report.runs import read_runs
 from runs import lines, rollouts, sft_tree
 
@@ -185,15 +185,26 @@ def test_where_rollouts_are_too_many_steps_apart_are_kept(
     assert {row["step"] for row in one["rows"]} == {3} and len(one["rows"]) == 12
 
 
-def test_prompts_that_come_back_are_chosen_everywhere(
-    three_runs: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report_rollouts, "MOST_BYTES", 12_000)
-    part = rollouts_json(groups_of(read_runs(three_runs[:1])), None)
-    held_out = [
-        row["prompt"] for row in part["rows"] if row["model"] == "student" and row["source"] == "held-out"
+def places(prompts: dict[int, str]) -> list[Place]:
+    """Logged rollouts of one run: a letter for each prompt of a step."""
+    file = Path("rollouts/step.parquet")
+    return [
+        Place(0, file, row, "training", "student", step, letter, 5)
+        for step, letters in prompts.items()
+        for row, letter in enumerate(letters)
     ]
-    assert len(held_out) > len(set(held_out)) == min(len(set(held_out)), 3)
+
+
+def test_prompts_that_come_back_come_first() -> None:
+    order = report_rollouts._in_order(places({1: "abc", 2: "dce", 3: "cfg"}))
+    assert [(p.step, p.prompt) for p in order[:3]] == [(1, "c"), (3, "c"), (2, "c")]
+
+
+def test_steps_are_taken_evenly_apart() -> None:
+    order = report_rollouts._in_order(places(dict.fromkeys(range(1, 10), "ab")))
+    assert [p.step for p in order[:5]] == [1, 9, 5, 3, 7]
+    assert sorted(p.step for p in order[:9]) == list(range(1, 10))
+    assert sorted((p.step, p.prompt) for p in order) == [(s, c) for s in range(1, 10) for c in "ab"]
 
 
 def test_steps_are_parsed() -> None:

@@ -110,15 +110,14 @@ function scaleLegend(row) {
 function extremes(row) {
   const known = row.ids.map((_, token) => [token, SHADES[state.shade].of(row, token)]).filter(([, value]) => value !== null);
   if (!known.length) return null;
-  known.sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const chips = (title, found) => make("div", {}, make("h3", {}, title), make("ul", { class: "chips" }, ...found.map(([token, value]) => {
     const chip = make("button", { type: "button", onclick: () => focusToken(token) }, `${oneLine(tokenText(row, token))}  ${signed(value)}`);
     chip.style.backgroundColor = shade(value, full);
     return make("li", {}, chip);
   })));
   return make("div", { class: "extremes" },
-    chips("Most positive", known.filter(([, value]) => value > 0).slice(0, 6)),
-    chips("Most negative", known.filter(([, value]) => value < 0).slice(-6).reverse()));
+    chips("Most positive", known.filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1]).slice(0, 6)),
+    chips("Most negative", known.filter(([, value]) => value < 0).sort((a, b) => a[1] - b[1]).slice(0, 6)));
 }
 
 function focusToken(token) {

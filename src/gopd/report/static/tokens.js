@@ -67,7 +67,7 @@ function factsOf(row, place) {
   const number = (label, value) => [label, signed(value), ""];
   const ratio = (label, value) => [label, value === null ? "–" : short(Math.exp(value)), ""];
   const { reward, target, normalised } = derived(row, place);
-  const q = normalised ? "target log q_λ" : "target log q_λ (unnormalised)";
+  const q = normalised || target === null ? "target log q_λ" : "target log q_λ (unnormalised)";
   const S = "student_logprobs", T = "teacher_logprobs", R = "reference_logprobs";
   return [
     [
