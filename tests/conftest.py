@@ -125,3 +125,29 @@ def run(request: pytest.FixtureRequest) -> Callable[..., sandbox.Outcome]:
     """`gopd.sandbox.run` in each isolation; on a machine that lacks one of them the test fails."""
     default = sandbox.Limits()
     return lambda code, *, stdin=b"", limits=default: launch(request.param, code, stdin, limits)
+
+
+@pytest.fixture(scope="session")
+def three_runs(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run folders for reports, to be read only: two seeds of ExOPD with two teachers, and OPD (λ = 1) with seed 0.
+
+    Six steps of four from twelve prompts, so each prompt comes back; held-out rows before, in between and after.
+    """
+    import gopd
+    from gopd.recipe_file import parse_recipe
+    from runs import held_out, opd_tree
+
+    folder = tmp_path_factory.mktemp("three")
+    student, teachers = make_model(0), {"math": make_model(1), "code": make_model(2)}
+    validation = held_out(folder, 4, ("math", "code"), verifier="math")
+    runs = []
+    for name, scale, seed in (("exopd-seed0", 1.25, 0), ("exopd-seed1", 1.25, 1), ("opd-seed0", 1.0, 0)):
+        changes: dict[str, Any] = {
+            "objective": {"reward_scale": scale},
+            "train": {"steps": 6, "seed": seed},
+            "tracking": {"name": name},
+            "data": {"verifier": "math"},
+            "validation": validation,
+        }
+        runs.append(gopd.train(parse_recipe(opd_tree(folder, student, teachers, **changes))))
+    return runs

@@ -47,6 +47,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     Raises BadInput when the file is missing, is not YAML, or does not describe a possible run.
     """
     path = Path(path)
+    tree = read_tree(path)
+    for override in overrides:
+        _apply(tree, override)
+    if isinstance(tracking := tree.setdefault("tracking", {}), dict):
+        tracking.setdefault("name", path.stem)
+    return parse_recipe(tree, str(path))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A recipe file as plain values, not yet checked; raises BadInput when it is missing or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -56,11 +66,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise BadInput(f"recipe {path}: expected sections with keys, found {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    if isinstance(tracking := tree.setdefault("tracking", {}), dict):
-        tracking.setdefault("name", path.stem)
-    return parse_recipe(tree, str(path))
+    return tree
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
@@ -91,7 +97,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """One line `section.key: old → new` for every value in which two recipes differ."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     missing = "(absent)"
     return [
         f"{key}: {before.get(key, missing)} → {after.get(key, missing)}"
@@ -100,13 +106,14 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's values by their dotted keys, as in `section.key`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 

@@ -11,6 +11,7 @@ from gopd.commands.import_gguf import IMPORT_GGUF
 from gopd.commands.import_verl import IMPORT_VERL
 from gopd.commands.merge import MERGE
 from gopd.commands.plan import PLAN
+from gopd.commands.report import REPORT
 from gopd.commands.train import TRAIN
 
 __all__ = ["COMMANDS", "Command"]
@@ -24,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (
     COMPARE,
     PLAN,
     DOCTOR,
+    REPORT,
     IMPORT_GGUF,
     IMPORT_VERL,
 )
