@@ -39,8 +39,8 @@ class Display:
         self._steps: TaskID | None = None
 
     @contextmanager
-    def run(self, total: int, done: int, name: str = "steps") -> Iterator[None]:
-        """Shows the bar of the whole while inside: optimizer steps, or what `name` says."""
+    def run(self, total: int | None, done: int, name: str = "steps") -> Iterator[None]:
+        """Shows the bar of the whole while inside: steps, or what `name` says; None: nobody knows how many."""
         with self._progress:
             self._steps = task = self._progress.add_task(name, total=total, completed=done, note="")
             try:
@@ -67,11 +67,12 @@ class Display:
         for figures in entries:
             self._progress.remember(figures)
 
-    def step(self, step: int, total: int, figures: Mapping[str, float], seconds: float) -> None:
+    def step(self, step: int, total: int | None, figures: Mapping[str, float], seconds: float) -> None:
         """The line of a finished step."""
+        of = "" if total is None else f"/{total}"
         shown = [f"{short} {figures[name]:.3g}" for name, short in STEP_FIGURES.items() if name in figures]
         shown += [f"{name} {value:.2f}" for name, value in figures.items() if name.startswith("reward/")]
-        self.say(f"step {step}/{total}  " + "  ".join(shown) + f"  {seconds:.1f} s")
+        self.say(f"step {step}{of}  " + "  ".join(shown) + f"  {seconds:.1f} s")
         self._progress.remember(figures)
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)

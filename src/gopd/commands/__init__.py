@@ -13,6 +13,7 @@ from gopd.commands.merge import MERGE
 from gopd.commands.plan import PLAN
 from gopd.commands.report import REPORT
 from gopd.commands.train import TRAIN
+from gopd.commands.watch import WATCH
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -26,6 +27,7 @@ COMMANDS: tuple[Command, ...] = (
     PLAN,
     DOCTOR,
     REPORT,
+    WATCH,
     IMPORT_GGUF,
     IMPORT_VERL,
 )

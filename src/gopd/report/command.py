@@ -35,10 +35,7 @@ def write_report(folders: Sequence[Path], place: Path, steps: Sequence[range] | 
     `steps` restricts the rollouts of the token inspector. Raises BadInput for folders that are no runs, and when the
     plotting library is not installed.
     """
-    if importlib.util.find_spec("vl_convert") is None:
-        raise BadInput(
-            "vl-convert-python is not installed, which draws the curves; `pip install gopd[report]`"
-        )
+    check_plotting()
     from gopd.report.page import page
 
     runs = read_runs(folders)
@@ -46,6 +43,14 @@ def write_report(folders: Sequence[Path], place: Path, steps: Sequence[range] | 
     rollouts = rollouts_json(groups, steps)
     atomic_write(place, page(groups, as_json(groups), rollouts))
     return runs
+
+
+def check_plotting() -> None:
+    """BadInput when the plotting library is not installed."""
+    if importlib.util.find_spec("vl_convert") is None:
+        raise BadInput(
+            "vl-convert-python is not installed, which draws the curves; `pip install gopd[report]`"
+        )
 
 
 def parse_steps(text: str) -> list[range]:
