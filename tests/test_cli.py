@@ -71,6 +71,24 @@ def test_every_command_explains_itself(command: Command, capsys: pytest.CaptureF
     assert "\nexit codes: 0 " in shown and "--debug" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["gopd", "pl"], ["plan"]),
+        (["gopd", "plan", "--gp"], ["--gpus", "--gpu"]),
+        (["gopd", "train", "rec"], ["recipe.yaml"]),
+        (["gopd", "completion", "z"], ["zsh"]),
+    ],
+)
+def test_bash_completes(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    script = run("completion", "bash").stdout
+    line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+    script += f"\n{line}; _shtab_gopd gopd {words[-1]} {words[-2]}; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected, done.stderr
+
+
 def test_a_traceback_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "no.yaml"]) == 2
     assert capsys.readouterr().err == "gopd: cannot read recipe no.yaml: No such file or directory\n"

@@ -312,6 +312,10 @@ def test_comparison_is_paired(
     shown = capsys.readouterr().out
     assert "gsm8k" in shown
     assert "undecided" in shown or "better" in shown
+    assert main(["compare", a, b, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["task"], told["problems"]) == ("gsm8k", 3) and told["verdict"] in shown
+    assert told["difference"]["mean"] == pytest.approx(told["b"]["mean"] - told["a"]["mean"])
     assert main(["compare", a, a]) == 0
     assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "out"), b]) == 2

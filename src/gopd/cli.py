@@ -8,8 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from gopd import __version__
-from gopd.commands import COMMANDS
+from gopd.commands import whole_parser
 from gopd.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, BadInput, Interrupted, RunFailed
 
 
@@ -31,13 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gopd", description="Generalized on-policy distillation of language models."
-    )
-    parser.add_argument("--version", action="version", version=f"gopd {__version__}")
-    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(parsers)
+    parser, _ = whole_parser()
     options, rest = parser.parse_known_args(arguments)
     options.words = sys.argv[1:] if arguments is None else arguments
     kept = options.command.rest

@@ -59,6 +59,7 @@ def _grading_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="one model's folder of gopd eval")
     parser.add_argument("b", metavar="B", help="another's")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
 
 
 def _eval(options: argparse.Namespace) -> int:

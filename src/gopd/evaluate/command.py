@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -55,6 +57,9 @@ def compare_command(options: argparse.Namespace) -> None:
     """`gopd compare`."""
     display = Display()
     found = compare(Path(options.a), Path(options.b))
+    if options.json:
+        print(json.dumps([asdict(one) | {"verdict": one.verdict} for one in found], indent=1))
+        return
     display.console.print(comparison_table(found))
     for one in found:
         for note in one.notes:
