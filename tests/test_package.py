@@ -1,0 +1,95 @@
+"""The package as it is distributed: what the wheel and the source archive hold, and that the wheel alone works."""
+
+from __future__ import annotations
+
+import email
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("ray", "vllm", "wandb", "tensorboard", "trackio", "vl-convert-python", "matplotlib", "selenium")
+"""Belong to extras."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source archive, made from a copy: building writes beside the sources."""
+    folder, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "gopd"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, tracked.decode().split("\0")):
+        target = copy / name
+        if name.startswith(("src/", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    script = "import sys\nfrom setuptools import build_meta\nfolder = sys.argv[1]\n"
+    script += "build_meta.build_wheel(folder)\nbuild_meta.build_sdist(folder)\n"
+    command = [sys.executable, "-W", "ignore", "-c", script, str(folder)]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def sources() -> set[str]:
+    """Everything under src/ that is no test and no leftover, as the package has it."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "src"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    return {name.removeprefix("src/") for name in tracked.decode().split("\0") if name}
+
+
+def test_the_wheel_holds_every_source_the_data_and_the_licence(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert sources() <= names
+    assert {"gopd/py.typed", "gopd/tiny/train.parquet", "gopd/report/static/page.css"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert all(name.startswith(("gopd/", "gopd-")) for name in names)
+
+
+def test_the_source_archive_holds_them_too(built: Path) -> None:
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {f"src/{name}" for name in sources()} | {"LICENSE", "pyproject.toml", "README.md"} <= names
+
+
+def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(file.read(name))
+    needs = metadata.get_all("Requires-Dist") or []
+    core = [line for line in needs if "extra ==" not in line]
+    assert core and not [line for line in core if line.lower().startswith(HEAVY)]
+    extras = set(metadata.get_all("Provides-Extra") or [])
+    assert {"vllm", "ray", "report", "wandb", "tensorboard", "trackio", "gguf"} <= extras
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
+
+
+def test_the_wheel_alone_trains(wheel: Path, tmp_path: Path) -> None:
+    """Unpacked into a folder of its own, with none of the checkout in sight."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    recipe = (ROOT / "recipes" / "quickstart.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    sizes = ["train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false"]
+    code = "import gopd, sys; from gopd.cli import main; print(gopd.__file__); sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "recipe.yaml", *sizes],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site)) and (tmp_path / "runs").is_dir()
