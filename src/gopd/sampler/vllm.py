@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gopd.errors import RunFailed
@@ -40,7 +40,7 @@ from gopd.sampler import Finished, Progress, Request, Response, nothing
 from gopd.sampler.vllm_setup import cache_bytes, check_vllm, environment
 from gopd.sections import ModelSpec, SamplingSection, VllmSection
 
-CHUNK_BYTES = 512 * 2**20
+CHUNK_BYTES = 256 * 2**20
 """Weights that are written for the workers at a time."""
 
 
@@ -159,15 +159,14 @@ class VllmSampler:
         """Replaces the engine's weights, in place, by full tensors under the names of `module.named_parameters()`.
 
         They come on any device and in any dtype, all of them (tied ones once), and may be made one by one: no more
-        than CHUNK_BYTES and one tensor are held at a time, in memory that ends with this process. What was cached with
-        the old weights is forgotten. With `in_flight_updates` it may be called from `progress`. Raises RunFailed when
-        weights are missing, unknown or of another shape; the engine is then of no use.
+        than CHUNK_BYTES and one tensor are held at a time, in three copies, and nothing is left when this process is
+        killed. What was cached with the old weights is forgotten. With `in_flight_updates` it may be called from
+        `progress`. Raises RunFailed when weights are missing, unknown or of another shape; the engine is then of no use.
         """
         with self._awake(), _workers():
             self._llm.start_weight_update()
             for chunk in self._chunks(weights):
-                with _memory_file() as file:
-                    save_file(chunk, file)
+                with _memory_file(save(chunk)) as file:
                     self._llm.update_weights({"update_info": {"file": file}})
             self._llm.finish_weight_update()
             emptied = self._llm.reset_prefix_cache(reset_running_requests=self.section.in_flight_updates)
@@ -237,10 +236,9 @@ def _workers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_file() -> Iterator[str]:
+def _memory_file(content: bytes) -> Iterator[str]:
     """The name of a file in memory that processes of the same user can read while inside, and that no kill leaves."""
-    handle = os.memfd_create("gopd-weights")
-    try:
-        yield f"/proc/{os.getpid()}/fd/{handle}"
-    finally:
-        os.close(handle)
+    with open(os.memfd_create("gopd-weights"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
