@@ -161,7 +161,7 @@ class VllmSampler:
         They come on any device and in any dtype, all of them (tied ones once), and may be made one by one: no more
         than CHUNK_BYTES and one tensor are held at a time, in three copies, and nothing is left when this process is
         killed. What was cached with the old weights is forgotten. With `in_flight_updates` it may be called from
-        `progress`. Raises RunFailed when weights are missing, unknown or of another shape; the engine is then of no use.
+        `progress`. Raises RunFailed when weights are missing, unknown or of another shape; it is then of no use.
         """
         with self._awake(), _workers():
             self._llm.start_weight_update()
