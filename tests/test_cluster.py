@@ -147,6 +147,7 @@ def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
         "sampler": {"engine": "vllm"},
         "train": {"max_staleness": 1, "steps": 5, "mini_batches": 1},
         "validation": {"teachers": False},
+        "cluster": {"learner_ranks": 1, "sampler_replicas": 1},
     }
     with start(tmp_path, tree_of(tmp_path, models, **sections)) as run:
         run.finish()
