@@ -17,7 +17,7 @@ FORMULA = r"(?<![\\$])(\$\$?)(?=\S)((?:\\.|[^$\\])+?)(?<=\S)\1(?!\$)"
 class Formula(InlineProcessor):
     """One formula; raises LatexError for one that cannot be read, which ends the build."""
 
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[ElementTree.Element | str, int, int]:  # type: ignore[override]  # noqa: N802
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[ElementTree.Element | str, int, int]:  # type: ignore[override]
         """The formula as an element that later patterns leave alone."""
         mathml = LatexToMathML().convert_with_local_state(m.group(2), displaystyle=m.group(1) == "$$")
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
@@ -26,11 +26,11 @@ class Formula(InlineProcessor):
 class Formulas(Extension):
     """What Python-Markdown loads."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         """After code spans (190), before escapes (180)."""
         md.inlinePatterns.register(Formula(FORMULA, md), "formula", 185)
 
 
-def makeExtension(**settings: object) -> Formulas:  # noqa: N802
+def makeExtension(**settings: object) -> Formulas:
     """The name by which Python-Markdown finds an extension."""
     return Formulas(**settings)
