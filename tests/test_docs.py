@@ -77,7 +77,8 @@ def anchors(page: Path) -> set[str]:
     reason="zensical is not installed",
 )
 def test_the_site_builds_without_warnings_and_needs_no_network() -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools")}
+    path = os.pathsep.join(filter(None, [str(ROOT / "tools"), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
