@@ -141,33 +141,8 @@ def test_two_nodes_train_across(models: list[Path], tmp_path: Path) -> None:
     assert_alike(tmp_path / "runs" / "run", gopd.train(parse_recipe(alone)))
 
 
-def test_sampling_ahead_with_vllm(models: list[Path], tmp_path: Path) -> None:
-    """Staleness stays in its bounds, is told with the rollouts, and the correction sees it."""
-    sections: Tree = {
-        "sampler": {"engine": "vllm"},
-        "train": {"max_staleness": 1, "steps": 5, "mini_batches": 1},
-        "validation": {"teachers": False},
-        "cluster": {"learner_ranks": 1, "sampler_replicas": 1},
-    }
-    with start(tmp_path, tree_of(tmp_path, models, **sections)) as run:
-        run.finish()
-    folder = tmp_path / "runs" / "run"
-    entries = lines(folder / "metrics.jsonl")
-    assert [entry["staleness"] for entry in entries] == [0, 1, 1, 1, 1]
-    for entry in entries:
-        versions = {version for row in rollouts(folder, entry["step"]) for version in row["versions"]}
-        assert versions == {entry["step"] - 1 - entry["staleness"]}
-    first, *later = entries
-    assert first["sampler_gap/max"] < 1e-4, "two engines, the same weights"
-    assert abs(first["correction/max"] - 1) < 1e-4
-    for entry in later:
-        assert entry["sampler_gap/max"] > 1e-3 and abs(entry["correction/max"] - 1) > 1e-3
-        most = max(abs(m - s) for r in rollouts(folder, entry["step"]) for m, s in told(r))
-        assert entry["sampler_gap/max"] == pytest.approx(most, rel=1e-4)
-
-
-def test_weights_swap_in_flight(models: list[Path], tmp_path: Path) -> None:
-    """Responses begun with old weights go on with new ones, and every token says which."""
+def test_sampling_ahead_with_updates_in_flight(models: list[Path], tmp_path: Path) -> None:
+    """Staleness stays in its bounds, every token says which weights drew it, and the correction sees it."""
     sections: Tree = {
         "sampler": {"engine": "vllm", "vllm": {"in_flight_updates": True, "max_sequences": 4}},
         "data": {"max_response_tokens": 192},
@@ -178,17 +153,25 @@ def test_weights_swap_in_flight(models: list[Path], tmp_path: Path) -> None:
     with start(tmp_path, tree_of(tmp_path, models, **sections)) as run:
         run.finish()
     folder = tmp_path / "runs" / "run"
-    mixed = 0
-    for entry in lines(folder / "metrics.jsonl"):
+    entries, mixed = lines(folder / "metrics.jsonl"), 0
+    for entry in entries:
         step, rows = entry["step"], rollouts(folder, entry["step"])
         for row in rows:
             versions = row["versions"]
             assert versions == sorted(versions) and len(versions) == len(row["response_ids"])
             assert max(0, step - 2) <= versions[0] and versions[-1] <= step - 1
             mixed += len(set(versions)) > 1
-        told_of = [version for row in rows for version in row["versions"]]
-        assert entry["staleness"] == pytest.approx(step - 1 - sum(told_of) / len(told_of))
+        carried = [version for row in rows for version in row["versions"]]
+        assert entry["staleness"] == pytest.approx(step - 1 - sum(carried) / len(carried))
     assert mixed, "no response saw an update"
+    first, *later = entries
+    assert first["sampler_gap/max"] < 1e-4, "two engines, the same weights"
+    assert abs(first["correction/max"] - 1) < 1e-4
+    for entry in later:
+        assert entry["staleness"] > 0
+        assert entry["sampler_gap/max"] > 1e-3 and abs(entry["correction/max"] - 1) > 1e-3
+        most = max(abs(m - s) for r in rollouts(folder, entry["step"]) for m, s in told(r))
+        assert entry["sampler_gap/max"] == pytest.approx(most, rel=1e-4)
 
 
 def test_with_grpo_the_reference_alone_scores_all_rows(
