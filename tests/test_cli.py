@@ -89,6 +89,14 @@ def test_bash_completes(words: list[str], expected: list[str], tmp_path: Path) -
     assert done.stdout.split() == expected, done.stderr
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_other_shells_get_a_script_with_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only bash is at hand to run it in."""
+    assert cli.main(["completion", shell]) == 0
+    shown = capsys.readouterr().out
+    assert all(command.name in shown for command in COMMANDS)
+
+
 def test_a_traceback_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "no.yaml"]) == 2
     assert capsys.readouterr().err == "gopd: cannot read recipe no.yaml: No such file or directory\n"

@@ -132,7 +132,7 @@ def test_rollouts_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
             None,
         ],
         lambda ids: [f"<{i}>" for i in ids],
-        versions=[[9, 10, 10], [10], []],
+        versions=[[(1, 9), (2, 10)], [(1, 10)], []],
     )
     sampled, other, demonstration = pq.read_table(path).to_pylist()
     assert sampled == {

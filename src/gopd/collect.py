@@ -30,14 +30,17 @@ class Collected:
     version: int
     clock: Clock
 
-    def versions(self) -> list[list[int]]:
-        """Of each rollout, token by token: the steps after which the weights that sampled it were taken."""
-        return [r.versions or [self.version] * len(r.response_ids) for r in self.rollouts]
+    def versions(self, rollout: Rollout) -> list[tuple[int, int]]:
+        """A rollout's stretches as (tokens, step after which the weights that sampled them were taken)."""
+        changes = rollout.versions or [(0, self.version)]
+        ends = [*(first for first, _ in changes[1:]), len(rollout.response_ids)]
+        return [(end - first, version) for (first, version), end in zip(changes, ends, strict=True)]
 
     def staleness(self, step: int) -> float:
         """How many steps older than those that `step` begins with the sampling weights were; mean over tokens."""
-        versions = [version for row in self.versions() for version in row]
-        return step - 1 - sum(versions) / len(versions)
+        stretches = [stretch for rollout in self.rollouts for stretch in self.versions(rollout)]
+        tokens = sum(tokens for tokens, _ in stretches)
+        return step - 1 - sum(tokens * version for tokens, version in stretches) / tokens
 
 
 class Collector:

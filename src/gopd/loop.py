@@ -240,7 +240,7 @@ class Job:
             got.rollouts[:limit],
             reports[:limit],
             self._token_names,
-            versions=got.versions()[:limit],
+            versions=[got.versions(rollout) for rollout in got.rollouts[:limit]],
         )
 
     def _token_names(self, ids: list[int]) -> list[str]:

@@ -65,17 +65,17 @@ def write_rollouts(
     reports: Sequence[TokenReport | None],
     tokens: Callable[[list[int]], list[str]],
     *,
-    versions: Sequence[list[int]] | None = None,
+    versions: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> None:
     """Writes one Parquet file, a row per rollout, with lists of one number per response token.
 
-    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids. `versions` are the
-    steps after which the weights that sampled each token were taken.
+    `reports` has one entry per rollout; what is None becomes null. `tokens` names token ids. `versions` are
+    (tokens, step after which the weights that sampled them were taken) of every rollout's stretches.
     Raises RunFailed when the disk refuses.
     """
     rows = [_row(step, *parts, tokens) for parts in zip(rollouts, reports, strict=True)]
     for row, found in zip(rows, versions or [], strict=versions is not None):
-        row["versions"] = found
+        row["versions"] = [version for tokens, version in found for _ in range(tokens)]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), buffer, compression="zstd")
     atomic_write(path, buffer.getvalue().to_pybytes())

@@ -78,7 +78,7 @@ class Rollout:
     `response_ids` includes the end-of-sequence token when `finished`; otherwise the response was cut at the
     length limit. `sampler_logprobs_R` are the sampler's own log-probs of the response ids, over the whole
     vocabulary at the sampling temperature (before top-p/top-k); None for demonstrations. `versions` are the steps after
-    which the weights that sampled each token were taken, where they are known token by token.
+    which the weights that sampled it were taken, as (first token, step) of every change, where an engine tells.
     """
 
     prompt: Prompt
@@ -89,7 +89,7 @@ class Rollout:
     finished: bool
     text: str
     reward: float | None = None
-    versions: list[int] | None = None
+    versions: list[tuple[int, int]] | None = None
 
 
 class Hidden(Protocol):

@@ -13,12 +13,10 @@ from gopd.estimates import estimate
 from gopd.recipe import OpdRecipe
 from gopd.rollouts import PromptSet, grade, sample_rollouts
 from gopd.sampler import Sampler
+from gopd.scorer import TEACHER_SLOTS
 from gopd.seats import FrozenSampler, Seat
 from gopd.setup import LocalRoles, Task
 from gopd.types import Prompt
-
-SLOTS = 64
-"""Rows that a reference decodes side by side."""
 
 
 def contests(recipe: OpdRecipe, task: Task, roles: LocalRoles, limit: int, display: Display) -> list[Contest]:
@@ -65,7 +63,7 @@ def _players(recipe: OpdRecipe, roles: LocalRoles, teacher: str) -> Mapping[str,
         student: (roles.sampler, None),
     }
     if own is not None and isinstance(route.reference, Seat):
-        sampler = FrozenSampler(route.reference.model, roles.scorer.frozen, SLOTS)
+        sampler = FrozenSampler(route.reference.model, roles.scorer.frozen, TEACHER_SLOTS)
         players["reference"] = (sampler, route.reference)
     return players
 

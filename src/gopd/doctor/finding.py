@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from gopd.recipe import AnyRecipe, OpdRecipe
 
 Verdict = Literal["fine", "unmeasured", "warning", "stop"]
 VERDICTS: tuple[Verdict, ...] = ("fine", "unmeasured", "warning", "stop")
@@ -50,8 +52,11 @@ def joined(check: str, parts: Mapping[str, Finding]) -> Finding:
     )
 
 
-def of_teachers(check: str, parts: Mapping[str, Finding]) -> Finding:
-    """The same with the teachers' names before their lines, where several say different things."""
+def of_teachers(check: str, recipe: AnyRecipe, judge: Callable[[OpdRecipe, str], Finding]) -> Finding:
+    """One finding of all teachers, with their names before their lines where they say different things."""
+    if not isinstance(recipe, OpdRecipe):
+        return unmeasured(check, f"method {recipe.method} has no teacher")
+    parts = {name: judge(recipe, name) for name in recipe.teachers}
     if len({part.measured for part in parts.values()}) == 1:
         return next(iter(parts.values()))
     named = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import yaml
@@ -72,10 +73,7 @@ def _moved(scores: Sequence[Scores | None], others: Sequence[Scores | None]) -> 
 
 def teachers_differ(evidence: Evidence) -> Finding:
     """ℓ_T − ℓ_R on the student's own tokens, for every teacher; against the student where λ = 1 needs no reference."""
-    recipe = evidence.recipe
-    if not isinstance(recipe, OpdRecipe):
-        return unmeasured("gap", f"method {recipe.method} has no teacher")
-    return of_teachers("gap", {name: _gap(evidence, recipe, name) for name in recipe.teachers})
+    return of_teachers("gap", evidence.recipe, partial(_gap, evidence))
 
 
 def _gap(evidence: Evidence, recipe: OpdRecipe, teacher: str) -> Finding:
@@ -118,10 +116,7 @@ def _joined(rows: Iterable[Tensor | None]) -> Tensor:
 
 def student_is_near(evidence: Evidence) -> Finding:
     """Whether student and teacher agree about the likely next tokens, for every teacher."""
-    recipe = evidence.recipe
-    if not isinstance(recipe, OpdRecipe):
-        return unmeasured("overlap", f"method {recipe.method} has no teacher")
-    return of_teachers("overlap", {name: _near(evidence, recipe, name) for name in recipe.teachers})
+    return of_teachers("overlap", evidence.recipe, partial(_near, evidence))
 
 
 def _near(evidence: Evidence, recipe: OpdRecipe, teacher: str) -> Finding:

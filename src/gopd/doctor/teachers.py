@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gopd.doctor.contest import problems_of
 from gopd.doctor.evidence import Contest, Evidence
 from gopd.doctor.finding import Finding, Verdict, joined, of_teachers, unmeasured
@@ -13,10 +15,7 @@ def teachers_are_better(evidence: Evidence) -> Finding:
 
     The 95% interval of the difference decides: above zero is fine, below is a stop, otherwise nothing is shown.
     """
-    check, recipe = "teachers", evidence.recipe
-    if not isinstance(recipe, OpdRecipe):
-        return unmeasured(check, f"method {recipe.method} has no teacher")
-    return of_teachers(check, {name: _of_teacher(evidence, recipe, name) for name in recipe.teachers})
+    return of_teachers("teachers", evidence.recipe, partial(_of_teacher, evidence))
 
 
 def _of_teacher(evidence: Evidence, recipe: OpdRecipe, teacher: str) -> Finding:

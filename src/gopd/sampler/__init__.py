@@ -27,13 +27,14 @@ class Request:
 class Response:
     """Sampled ids with the end-of-sequence token, if `finished`, and their log-probs [R] at the temperature.
 
-    `versions` says of each token by which weights it was sampled, where an engine can take new ones in between.
+    `versions` says by which weights, where an engine can take new ones in between: (first token, version) of every
+    change, from token 0 on.
     """
 
     ids: list[int]
     logprobs_R: Tensor
     finished: bool
-    versions: list[int] | None = None
+    versions: list[tuple[int, int]] | None = None
 
 
 Finished = Callable[[int, Response], None]

@@ -126,7 +126,7 @@ class VllmSampler:
         engine = self._llm.llm_engine
         ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
-        versions: list[list[int]] = [[] for _ in requests]
+        versions: list[list[tuple[int, int]]] = [[] for _ in requests]
         done: dict[int, Response] = {}
         tokens = 0
         with self._awake():
@@ -140,9 +140,10 @@ class VllmSampler:
                         outputs = engine.step()
                     for output in outputs:
                         number, (part,) = int(output.request_id), output.outputs
+                        if not versions[number] or versions[number][-1][1] != self.version:
+                            versions[number].append((len(ids[number]), self.version))
                         ids[number] += part.token_ids
                         logprobs[number] += part.logprobs.logprobs
-                        versions[number] += [self.version] * len(part.token_ids)
                         tokens += len(part.token_ids)
                         if output.finished:
                             ended = part.finish_reason == "stop"
@@ -218,7 +219,9 @@ class VllmSampler:
             yield chunk
 
 
-def _response(ids: list[int], logprobs: list[float], ended: bool, versions: list[int]) -> Response:
+def _response(
+    ids: list[int], logprobs: list[float], ended: bool, versions: list[tuple[int, int]]
+) -> Response:
     logprobs_R = torch.tensor(logprobs)
     if not logprobs_R.isfinite().all():
         raise RunFailed("sampling: the model's logits are not finite; its weights have diverged")
