@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from conftest import EOS, MakeModel
@@ -367,10 +368,11 @@ def with_roles(
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
-class Noisy(Scorer):
-    """A teacher with dropout left on, as it looks from outside."""
+class Skewed(Scorer):
+    """A teacher whose log-probs are off."""
 
-    size = 0.05
+    def skew(self, place: int, tokens: int) -> Tensor:
+        raise NotImplementedError
 
     def score(
         self,
@@ -385,30 +387,26 @@ class Noisy(Scorer):
             None
             if s is None or s.teacher_logprobs_R is None
             else replace(
-                s, teacher_logprobs_R=s.teacher_logprobs_R + self.size * torch.rand(len(s.teacher_logprobs_R))
+                s, teacher_logprobs_R=s.teacher_logprobs_R + self.skew(place, len(s.teacher_logprobs_R))
             )
-            for s in scores
-        ]
-
-
-class FollowsOrder(Scorer):
-    """Scores that depend on the company a row is in."""
-
-    def score(
-        self,
-        rollouts: Sequence[Rollout],
-        *,
-        temperature: float,
-        keep_hidden: bool = False,
-        done: Done = silent,
-    ) -> list[Scores | None]:
-        scores = super().score(rollouts, temperature=temperature, done=done)
-        return [
-            None
-            if s is None or s.teacher_logprobs_R is None
-            else replace(s, teacher_logprobs_R=s.teacher_logprobs_R + 0.002 * place)
             for place, s in enumerate(scores)
         ]
+
+
+class Noisy(Skewed):
+    """As with dropout left on."""
+
+    size = 0.05
+
+    def skew(self, place: int, tokens: int) -> Tensor:
+        return self.size * torch.rand(tokens)
+
+
+class FollowsOrder(Skewed):
+    """Scores that depend on the company a row is in."""
+
+    def skew(self, place: int, tokens: int) -> Tensor:
+        return torch.full((tokens,), 0.002 * place)
 
 
 def test_a_teacher_that_says_something_else_each_time(healthy: Evidence, tree: Tree) -> None:
