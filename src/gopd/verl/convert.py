@@ -8,7 +8,7 @@ from typing import Any
 
 from gopd.errors import BadInput
 from gopd.recipe import AnyRecipe
-from gopd.recipe_file import parse_recipe
+from gopd.recipe_file import flatten, parse_recipe
 from gopd.verl import rules_loss, rules_models, rules_run
 from gopd.verl.account import Conversion, Entry
 from gopd.verl.flags import ABSENT, BY_FLAG, MAPPED, idle_row, nearest
@@ -69,7 +69,7 @@ def _finish(done: Conversion, where: str) -> Converted:
     """Checks the recipe, and leaves out what is its own default anyway, unless the script says it."""
     recipe = _parse(_nested(done.keys), done, where)
     least = _least(done.keys)
-    own = _flat(_parse(_nested(least), done, where).model_dump(mode="json"))
+    own = flatten(_parse(_nested(least), done, where).model_dump(mode="json"))
     chosen: dict[str, Any] = {}
     defaults: list[Default] = []
     for key, value in done.keys.items():
@@ -115,13 +115,3 @@ def _nested(keys: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(section, {})
         inner[last] = value
     return tree
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
