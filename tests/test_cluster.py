@@ -103,6 +103,7 @@ def test_a_cluster_gives_what_one_process_gives(
     assert_alike(undisturbed, gopd.train(parse_recipe(tree_of(tmp_path, models))))
 
 
+@pytest.mark.nightly
 def test_killed_and_hung_processes_change_nothing(
     undisturbed: Path, models: list[Path], tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_two_nodes_train_across(models: list[Path], tmp_path: Path) -> None:
     assert_alike(tmp_path / "runs" / "run", gopd.train(parse_recipe(alone)))
 
 
+@pytest.mark.nightly
 def test_sampling_ahead_with_updates_in_flight(models: list[Path], tmp_path: Path) -> None:
     """Staleness stays in its bounds, every token says which weights drew it, and the correction sees it."""
     sections: Tree = {

@@ -135,6 +135,7 @@ def run(folder: Path, *cells: str) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 def test_the_whole_miniature_in_a_few_steps(tmp_path: Path) -> None:
     first = "single/math/1.25"
     run(tmp_path, first)
