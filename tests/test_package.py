@@ -75,21 +75,55 @@ def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
 
 
-def test_the_wheel_alone_trains(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked into a folder of its own, with none of the checkout in sight."""
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    recipe = (ROOT / "recipes" / "quickstart.yaml").read_text()
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    sizes = ["train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false"]
-    code = "import gopd, sys; from gopd.cli import main; print(gopd.__file__); sys.exit(main())"
+SIZES = ("train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false")
+
+
+def trains(command: list[str], folder: Path, **environment: str) -> str:
+    """What one step of the quickstart prints, run in a folder where only its recipe is."""
+    (folder / "recipe.yaml").write_text((ROOT / "recipes" / "quickstart.yaml").read_text())
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", "recipe.yaml", *sizes],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        [*command, "train", "recipe.yaml", *SIZES],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(site)) and (tmp_path / "runs").is_dir()
+    assert (folder / "runs" / "recipe" / "student" / "model.safetensors").is_file()
+    return done.stdout
+
+
+def test_the_wheel_alone_trains(wheel: Path, tmp_path: Path) -> None:
+    """Unpacked into a folder of its own, with none of the checkout in sight."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "import gopd, sys; from gopd.cli import main; print(gopd.__file__); sys.exit(main())"
+    assert trains([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(site)).startswith(str(site))
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version, from the path or from pyenv."""
+    installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for candidate in (sys.executable, f"python{version}", *map(str, installed)):
+        code = "import sys; print(*sys.version_info[:2], sep='.')"
+        try:
+            done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            continue
+        if done.stdout.strip() == version:
+            return candidate
+    pytest.skip(f"there is no Python {version} here")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_wheel_installs_and_trains_in_an_empty_environment(
+    wheel: Path, version: str, tmp_path: Path
+) -> None:
+    """Some minutes and, where the index has CUDA builds of PyTorch only, several GB each."""
+    subprocess.run([interpreter(version), "-m", "venv", tmp_path / "venv"], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    install = [binaries / "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel]
+    subprocess.run([*install, "torch==2.13.0"], check=True)
+    trains([str(binaries / "gopd")], tmp_path)
