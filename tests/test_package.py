@@ -71,7 +71,7 @@ def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
     core = [line for line in needs if "extra ==" not in line]
     assert core and not [line for line in core if line.lower().startswith(HEAVY)]
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"vllm", "ray", "report", "wandb", "tensorboard", "trackio", "gguf"} <= extras
+    assert {"vllm", "ray", "eval", "report", "wandb", "tensorboard", "trackio", "gguf"} <= extras
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
 
 

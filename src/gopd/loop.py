@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from gopd.attempt import Attempt, Found, set_up
+from gopd.card import student_card
 from gopd.checkpoint import RunFolder
 from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
 from gopd.errors import Interrupted, Lost
-from gopd.export import export_student, model_card
+from gopd.export import export_student
 from gopd.files import atomic_write
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
@@ -269,7 +270,7 @@ class Job:
         results = [Validation.from_entry(e) for e in read_metrics(self.run_folder.validation)]
         students = [r for r in results if r.model == "student"]
         last = students[-1] if students else None
-        card = model_card(self.recipe, self.task.total_steps, last)
+        card = student_card(self.recipe, self.task.total_steps, last)
         export_student(self.roles.learner, self.task.tokenizer, card, self.run_folder.student)
         if last is not None:
             rows = [("student before", s) for s in students[:1] if s.step == 0]
