@@ -24,7 +24,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
         target = copy / name
-        if name.startswith(("src/", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")):
+        if name.startswith(
+            ("src/", "docs/notebooks/", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     script = "import sys\nfrom setuptools import build_meta\nfolder = sys.argv[1]\n"
@@ -61,6 +63,7 @@ def test_the_source_archive_holds_them_too(built: Path) -> None:
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert {f"src/{name}" for name in sources()} | {"LICENSE", "pyproject.toml", "README.md"} <= names
+    assert {f"docs/notebooks/{name}.ipynb" for name in ("first-run", "objective")} <= names
 
 
 def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
