@@ -23,8 +23,8 @@ What programs call, from the docstrings (`python tools/site_api.py` writes this 
 def entry(name: str, thing: object) -> str:
     """A heading, the signature, the docstring as it is."""
     assert callable(thing)
-    words = f"{name}{inspect.signature(thing)}"
-    return f"## {name}\n\n```python\n{spread(words.replace(chr(39), ''))}\n```\n\n{inspect.getdoc(thing)}\n"
+    words = re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{inspect.signature(thing)}")
+    return f"## {name}\n\n```python\n{spread(words)}\n```\n\n{inspect.getdoc(thing)}\n"
 
 
 def spread(words: str) -> str:
