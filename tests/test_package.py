@@ -6,6 +6,7 @@ import email
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -81,28 +82,38 @@ def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
 SIZES = ("train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false")
 
 
-def trains(command: list[str], folder: Path, **environment: str) -> str:
-    """What one step of the quickstart prints, run in a folder where only its recipe is."""
+def trains(command: list[str], folder: Path) -> None:
+    """One step of the quickstart, run in a folder where only its recipe is."""
     (folder / "recipe.yaml").write_text((ROOT / "recipes" / "quickstart.yaml").read_text())
     done = subprocess.run(
         [*command, "train", "recipe.yaml", *SIZES],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "runs" / "recipe" / "student" / "model.safetensors").is_file()
-    return done.stdout
 
 
-def test_the_wheel_alone_trains(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked into a folder of its own, with none of the checkout in sight."""
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    code = "import gopd, sys; from gopd.cli import main; print(gopd.__file__); sys.exit(main())"
-    assert trains([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(site)).startswith(str(site))
+def installed(wheel: Path, folder: Path, python: str, *arguments: str | Path) -> Path:
+    """The folder of commands of a new environment, with the wheel in it as pip installs it."""
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", wheel, *arguments], check=True)
+    return folder / "bin"
+
+
+def test_the_installed_wheel_trains(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, but for the dependencies, which are those of this one."""
+    binaries = installed(wheel, tmp_path / "venv", sys.executable, "--no-deps")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    code = "import gopd; print(gopd.__file__)"
+    where = subprocess.check_output([binaries / "python", "-c", code], cwd=tmp_path, text=True)
+    assert where.startswith(str(site))
+    trains([str(binaries / "gopd")], tmp_path)
 
 
 def interpreter(version: str) -> str:
@@ -125,8 +136,5 @@ def test_the_wheel_installs_and_trains_in_an_empty_environment(
     wheel: Path, version: str, tmp_path: Path
 ) -> None:
     """Some minutes and, where the index has CUDA builds of PyTorch only, several GB each."""
-    subprocess.run([interpreter(version), "-m", "venv", tmp_path / "venv"], check=True)
-    binaries = tmp_path / "venv" / "bin"
-    install = [binaries / "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel]
-    subprocess.run([*install, "torch==2.13.0"], check=True)
+    binaries = installed(wheel, tmp_path / "venv", interpreter(version), "torch==2.13.0")
     trains([str(binaries / "gopd")], tmp_path)
