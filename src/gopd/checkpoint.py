@@ -45,7 +45,7 @@ MAY_DIFFER = (
     "guard.",
 )
 """How recipe keys begin that a resumed run may change: none can touch the metrics already written, or the weights, but
-for rounding (`cluster`) and steps to come that are refused (`guard`: a run that it has stopped must be able to go on)."""
+for rounding (`cluster`) and steps to come that are refused (`guard`: a run it has stopped must be able to go on)."""
 PACKAGES = ("gopd", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 _LOCK, _RECIPE, _VERSIONS = ".lock", "recipe.yaml", "versions.json"
