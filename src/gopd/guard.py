@@ -108,8 +108,8 @@ def _multiple(factor: float | None, values: Sequence[float]) -> float:
 Row = tuple[Rollout, TokenReport | None]
 
 
-def furthest(rollouts: Sequence[Rollout], reports: Sequence[TokenReport | None], limit: int) -> list[Row]:
-    """So many rows of a refused optimizer step, those with the largest mean KL (else the least likely) first."""
+def furthest(rollouts: Sequence[Rollout], reports: Sequence[TokenReport | None]) -> list[Row]:
+    """The rows of a refused optimizer step, those with the largest mean KL (else the least likely) first."""
 
     def size(row: Row) -> float:
         report = row[1]
@@ -118,7 +118,7 @@ def furthest(rollouts: Sequence[Rollout], reports: Sequence[TokenReport | None],
         kl_R = token_kls(report)
         return float((-report.student_logprobs_R if kl_R is None else kl_R).mean())
 
-    return sorted(zip(rollouts, reports, strict=True), key=size, reverse=True)[:limit]
+    return sorted(zip(rollouts, reports, strict=True), key=size, reverse=True)
 
 
 def row_entry(rollout: Rollout, report: TokenReport | None) -> dict[str, Any]:

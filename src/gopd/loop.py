@@ -159,8 +159,7 @@ class Job:
                     self._refuse(step, str(error), [(rollouts[i], None) for i in error.rows])
                     continue
                 if update.refused is not None:
-                    limit = self.recipe.tracking.rollouts_limit
-                    self._refuse(step, update.refused, furthest(rollouts, update.reports, limit))
+                    self._refuse(step, update.refused, furthest(rollouts, update.reports))
                 elif any(update.reports):
                     self.guard.made(update.loss, update.grad_norm)
                 updates.append(update)
@@ -310,8 +309,8 @@ class Job:
             self.display.profile(self.roles.profiler.phases(), self.roles.profiler.limits)
 
     def _refuse(self, step: int, reason: str, rows: Sequence[Row]) -> None:
-        """Goes on without an optimizer step, its rows noted; or raises RunFailed."""
-        entries = [row_entry(*row) for row in rows]
+        """Goes on without an optimizer step, its first rows noted; or raises RunFailed."""
+        entries = [row_entry(*row) for row in rows[: self.recipe.tracking.rollouts_limit]]
         if self.guard.skips():
             self.display.say(f"warning: step {step}: an optimizer step was skipped: {reason}")
             Metrics(self.run_folder.skipped).append({"step": step, "reason": reason, "rows": entries})

@@ -190,7 +190,7 @@ def _judge(run: Run) -> None:
         run.problems.append("the recipe asks for validation, and validation.jsonl has none")
     for dump in sorted(run.path.glob("failure-step-*.jsonl")):
         run.problems.append(
-            f"training stopped at an optimizer step that was refused; the rows are in {dump.name}"
+            f"training once stopped at an optimizer step that was refused; its rows are in {dump.name}"
         )
 
 
