@@ -29,6 +29,7 @@ STEP_FIGURES = {
     "response_tokens/mean": "tokens",
     "truncated": "truncated",
     "grad_norm": "grad",
+    "skipped": "skipped",
 }
 """Figures of a step's line, with their short names there."""
 

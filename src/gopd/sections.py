@@ -281,6 +281,24 @@ class OptimSection(Section):
     """After warm-up: constant, or decay that would reach zero one step after the last."""
 
 
+class GuardSection(Section):
+    """Optimizer steps that are refused: always where loss or gradient are not finite, else where they pass a bound.
+
+    A refused step leaves weights, optimizer and schedule as they were, to the bit.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    """stop: the run ends with an error; skip: it goes on with the next batch."""
+    loss: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    """Largest loss, as a multiple of its running median. Only for losses that measure a distance (topk, full, SFT)."""
+    grad_norm: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    """Largest norm of the gradient before clipping, as a multiple of its running median."""
+    kl: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest mean KL of a batch, nats per token: to the target, with method grpo to the reference."""
+    patience: NonNegative = 3
+    """How many optimizer steps in a row may be skipped; one more ends the run."""
+
+
 class TrainSection(Section):
     """Size and length of the run."""
 

@@ -189,7 +189,9 @@ def _judge(run: Run) -> None:
     if run.recipe is not None and run.recipe.validation is not None and not run.validation:
         run.problems.append("the recipe asks for validation, and validation.jsonl has none")
     for dump in sorted(run.path.glob("failure-step-*.jsonl")):
-        run.problems.append(f"training stopped at numbers that are not finite; the rows are in {dump.name}")
+        run.problems.append(
+            f"training once stopped at an optimizer step that was refused; its rows are in {dump.name}"
+        )
 
 
 def number(entry: Mapping[str, Any], key: str) -> float | None:
