@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gopd.errors import RunFailed
-from gopd.sandbox.layers import Descriptors, Isolation, call_filter, command
+from gopd.sandbox.layers import Descriptors, Isolation, call_filter, command, most_threads
 
 Status = Literal["ok", "error", "timeout", "output-limit"]
 
 _CHUNK = 65536
 _START_SECONDS = 60.0
+_CORE_BYTES = 1  # with 0 the machine's handler of core dumps, where it has one, would still be started
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _start(
     last_resort = int(limits.seconds) + 2  # ends the program should this process be killed meanwhile
     numbers = (
         *(last_resort, limits.memory_bytes, limits.cpu_seconds),
-        *(limits.file_bytes, limits.open_files),
+        *(limits.file_bytes, limits.open_files, _CORE_BYTES, most_threads(isolation)),
     )
     with _file(stdin) as standard_input:
         return subprocess.Popen(
