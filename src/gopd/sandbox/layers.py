@@ -49,16 +49,18 @@ def interpreter() -> str:
     return os.path.realpath(executable)
 
 
-def readable() -> list[str]:
+@functools.cache
+def readable() -> tuple[str, ...]:
     """What a program may read: the system's libraries and Python, nothing of `/etc`, `/home` or `/proc`."""
     paths = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/lib", "/lib64"]
     own = [os.path.join(os.path.realpath(sys.base_prefix), "lib"), interpreter()]
     paths += [
         path for path in own if not any(path.startswith(f"{other}/") or path == other for other in paths)
     ]
-    return [path for path in paths if os.path.exists(path)]
+    return tuple(path for path in paths if os.path.exists(path))
 
 
+@functools.cache
 def hidden() -> str | None:
     """What of it a program may not read: where this package is, as its data holds answers; None: it is elsewhere."""
     packages = os.path.realpath(Path(__file__).parents[2])
