@@ -37,6 +37,7 @@ SLOW = [
 ]
 """Those that go on until a limit ends them."""
 QUICK = [one for one in ATTACKS if one not in SLOW]
+TURNS = [(ISOLATIONS[number % 2], one) for number, one in enumerate(SLOW)]
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can become nobody"
@@ -71,9 +72,10 @@ def test_nothing_gets_through(world: World, attack: Attack) -> None:
     assert world.play(attack) + world.found() == []
 
 
-@pytest.mark.parametrize("attack", SLOW, ids=name)
-def test_limits_end_what_does_not_end(world: World, attack: Attack) -> None:
-    assert world.play(attack) + world.found() == []
+@pytest.mark.parametrize(("isolation", "attack"), TURNS, ids=[name(attack) for _, attack in TURNS])
+def test_limits_end_what_does_not_end(isolation: Isolation, attack: Attack) -> None:
+    """In one isolation each; nightly in both."""
+    assert not _wrong(one_by_one(isolation, [attack]))
 
 
 @needs_root
@@ -86,8 +88,8 @@ def test_nothing_gets_through_for_nobody(isolation: Isolation) -> None:
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_nothing_gets_through_at_full_load(isolation: Isolation) -> None:
-    """From as many threads as grade, every attack with its neighbours."""
-    attacks = random.Random(0).sample(QUICK, len(QUICK))
+    """From as many threads as grade, so that attacks have neighbours; nightly all of them, many at a time."""
+    attacks = random.Random(0).sample(QUICK, 30)
     assert not _wrong(side_by_side(isolation, attacks, os.cpu_count() or 1))
 
 
@@ -116,6 +118,12 @@ def test_threads_are_limited_for_nobody() -> None:
     done = as_nobody("red_team.threads")
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) <= layers._THREADS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_everything_by_turns(isolation: Isolation) -> None:
+    assert not _wrong(one_by_one(isolation, ATTACKS))
 
 
 @pytest.mark.nightly

@@ -1,8 +1,8 @@
 """What an attack program is. Its payload is harmless: canaries, loopback sockets, small bombs.
 
-A source is Python with `$name` for what the witness laid out (`World.facts`). A program prints `got-through` and how, for each
-way it got through, and `tried` when it has come to its end: both are its own claim. What counts besides is what the
-witness sees from outside.
+A source is Python with `$name` for what the witness laid out (`World.facts`). A program prints `got-through` and how,
+for each way it got through, and `tried` when it has come to its end: both are its own claim. What counts besides is
+what the witness sees from outside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def attempt(how, action):
     try:
         result = action()
     except OSError as error:
-        # No permission, no such file, process, call or host, and the like. Others (refused by a host, busy) got somewhere.
+        # No permission, no such file, process, call or host, and the like. Others (refused by a host) got somewhere.
         print("refused" if error.errno in REFUSED else "got-through", how, error)
     except (ImportError, AttributeError, MemoryError) as error:
         print("refused", how, type(error).__name__)

@@ -24,7 +24,8 @@ ATTACKS = [
     _bomb(
         "fork-bomb",
         "forks by every call there is, from threads too",
-        "import threading\ndef bomb():\n    for fork in (os.fork, lambda: call(57), lambda: call(56, 17, 0, 0, 0, 0)):\n"
+        "import threading\ndef bomb():\n    for fork in (os.fork, lambda: call(57), lambda: call(56, 17, 0, "
+        "0, 0, 0)):\n"
         "        for _ in range(3):\n            try: child = fork()\n            except OSError: continue\n"
         "            if child == 0: os._exit(0)\n            print('got-through', child, flush=True)\n"
         "threads = [threading.Thread(target=bomb) for _ in range(4)]\n[t.start() for t in threads]\n"
@@ -35,7 +36,8 @@ ATTACKS = [
         "threads",
         "starts two hundred sleeping threads and leaves them",
         "import threading, time\nthreading.stack_size(65536)\nfor _ in range(200):\n"
-        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint('tried', flush=True)\nos._exit(0)",
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint('tried', "
+        "flush=True)\nos._exit(0)",
         ANY,
     ),
     _bomb(
@@ -70,13 +72,15 @@ ATTACKS = [
     _bomb(
         "sparse-file",
         "makes a sparse file of a terabyte",
-        "try:\n    with open('big', 'wb') as f: f.truncate(1 << 40)\nexcept OSError: print('tried')\nelse: print('got-through')",
+        "try:\n    with open('big', 'wb') as f: f.truncate(1 << 40)\nexcept OSError: print('tried')\nelse: "
+        "print('got-through')",
         ENDED,
     ),
     _bomb(
         "many-files",
         "makes thousands of empty files, links and folders",
-        "for i in range(4000):\n    open(f'f{i}', 'w').close(); os.mkdir(f'd{i}'); os.symlink('x' * 100, f'l{i}')\nprint('tried')",
+        "for i in range(4000):\n    open(f'f{i}', 'w').close(); os.mkdir(f'd{i}'); os.symlink('x' * 100, "
+        "f'l{i}')\nprint('tried')",
         ENDED,
         4,
     ),
@@ -89,8 +93,10 @@ ATTACKS = [
     _bomb(
         "descriptors",
         "opens descriptors of every kind until there are no more, and asks for a higher limit",
-        "import resource, select\nkept = []\ntry: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)); print('got-through')\n"
-        "except (OSError, ValueError): pass\nfor make in (os.pipe, select.epoll, lambda: open('x', 'w'), lambda: os.dup(1)):\n"
+        "import resource, select\nkept = []\ntry: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)); "
+        "print('got-through')\n"
+        "except (OSError, ValueError): pass\nfor make in (os.pipe, select.epoll, lambda: open('x', 'w'), "
+        "lambda: os.dup(1)):\n"
         "    try:\n        while True: kept.append(make())\n    except OSError: pass\n"
         "os.write(1, b'got-through' if len(kept) > 64 else b'tried'); os._exit(0)",
         ENDED,
@@ -98,7 +104,8 @@ ATTACKS = [
     _bomb(
         "pipes",
         "fills pipes of a megabyte each, which no limit of memory counts",
-        "import fcntl\nfor _ in range(20):\n    r, w = os.pipe()\n    try: fcntl.fcntl(w, 1031, 1 << 20); print('got-through')\n"
+        "import fcntl\nfor _ in range(20):\n    r, w = os.pipe()\n    try: fcntl.fcntl(w, 1031, 1 << 20); "
+        "print('got-through')\n"
         "    except OSError: pass\nprint('tried')",
         ENDED,
     ),
@@ -142,9 +149,11 @@ ATTACKS = [
     _bomb(
         "limits",
         "raises its limits, by each call",
-        "import resource\nfor kind in range(16):\n    try: hard = resource.getrlimit(kind)[1]\n    except (OSError, ValueError): continue\n"
+        "import resource\nfor kind in range(16):\n    try: hard = resource.getrlimit(kind)[1]\n    except "
+        "(OSError, ValueError): continue\n"
         "    if hard == -1: continue\n"
-        "    for wanted in (hard + 1, -1):\n        try: resource.setrlimit(kind, (hard, wanted)); print('got-through', kind)\n"
+        "    for wanted in (hard + 1, -1):\n        try: resource.setrlimit(kind, (hard, wanted)); "
+        "print('got-through', kind)\n"
         "        except (OSError, ValueError): pass\nprint('tried')",
         ENDED,
     ),
@@ -170,7 +179,8 @@ ATTACKS = [
     _sleeper(
         "deadlock",
         "waits for a lock that it holds, in the main thread and at exit",
-        "import threading\nlock = threading.Lock(); lock.acquire()\nthreading.Thread(target=lock.acquire).start()\nlock.acquire()",
+        "import threading\nlock = threading.Lock(); "
+        "lock.acquire()\nthreading.Thread(target=lock.acquire).start()\nlock.acquire()",
     ),
     _sleeper(
         "exit-that-never-comes",

@@ -226,7 +226,8 @@ ATTACKS = [
     _program(
         "reading-on",
         "reads on after the end of its input, seeks back and forth, and prints all it finds",
-        "import os\nprint(os.read(0, 1 << 20)); print(os.lseek(0, 0, 2)); os.lseek(0, 0, 0); print(os.read(0, 1 << 20))",
+        "import os\nprint(os.read(0, 1 << 20)); print(os.lseek(0, 0, 2)); os.lseek(0, 0, 0); "
+        "print(os.read(0, 1 << 20))",
     ),
     _program(
         "input-rewritten",

@@ -1,4 +1,4 @@
-"""Running a module as a user who is nobody, by root: in a mount namespace of its own where that user can get at Python."""
+"""Running a module as nobody, by root: in a mount namespace of its own, where that user can get at Python."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ ATTACKS = [
         "persist",
         "leaves a folder that is hard to remove: locked, deep, with pipes, sockets and odd names",
         "import socket\nfor name in ('-rf', '--', '\\n', '*', '\\\\', ' ', '\\x80'.encode().decode('utf-8')):\n"
-        "    os.mkdir(name); open(os.path.join(name, '-f'), 'w').close()\nos.mkfifo('pipe')\na, b = socket.socketpair()\n"
+        "    os.mkdir(name); open(os.path.join(name, '-f'), 'w').close()\nos.mkfifo('pipe')\na, b = "
+        "socket.socketpair()\n"
         "try: a.bind('socket')\nexcept OSError: pass\nfor _ in range(100): os.mkdir('d'); os.chdir('d')\n"
         "os.mkdir('closed', 0)\nprint('tried')",
         ends=ENDED,

@@ -58,7 +58,8 @@ ATTACKS = [
         "talk",
         "turns one of a pair of streams into one that listens, connects or sends elsewhere",
         "import socket\na, b = socket.socketpair()\nfor how in (lambda: a.connect('$unix_stream'), lambda: a.listen(), "
-        "lambda: a.sendto(b'$mark', '$unix_datagram')):\n    try: how(); print('got-through')\n    except OSError: pass\nprint('tried')",
+        "lambda: a.sendto(b'$mark', '$unix_datagram')):\n    try: how(); print('got-through')\n    except "
+        "OSError: pass\nprint('tried')",
     ),
     attempts(
         "neighbour-locks",

@@ -1,6 +1,6 @@
 """How many threads a program can start by bare system calls, on one stack for all: prints the number; 5000 are tried.
 
-x86-64 only. The kernel's own memory for a thread is in no limit of the program's, and numbers of processes are the machine's.
+x86-64 only. No limit on memory counts them, and their numbers are the machine's.
 """
 
 from __future__ import annotations

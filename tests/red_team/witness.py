@@ -32,7 +32,7 @@ from gopd.verify import code
 from red_team.attack import Attack
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_SUBREAPER, _REMOVE, _GET_ALL, _GET_FLAGS, _NO_WAIT = 36, 0, 13, 0x80086601, 0o4000
+_SUBREAPER, _IS_SUBREAPER, _REMOVE, _GET_FLAGS = 36, 37, 0, 0x80086601
 _CREATE_OWN = 0o1600
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _PLANTED = ("/", "/tmp", "/var/tmp", "/dev/shm", "/dev", "/run", "/etc/cron.d", "/etc/profile.d")
@@ -63,12 +63,14 @@ class World:
                 os.setxattr(self.secret_file, "user.secret", self.secret.encode())
             stack.enter_context(_replaced(tempfile, "tempdir", str(self.temporary)))
             stack.enter_context(_replaced(sandbox, "run", self._run))
-            os.environ["RED_TEAM_SECRET"] = self.secret
-            stack.callback(os.environ.pop, "RED_TEAM_SECRET")
+            os.environ[self.mark] = self.secret
+            stack.callback(os.environ.pop, self.mark)
             self._listen(stack)
             self._allocate(stack)
+            before = ctypes.c_int()
+            _LIBC.prctl(_IS_SUBREAPER, ctypes.byref(before), 0, 0, 0)
             _LIBC.prctl(_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes a child of ours, and is seen
-            stack.callback(_LIBC.prctl, _SUBREAPER, 0, 0, 0, 0)
+            stack.callback(_LIBC.prctl, _SUBREAPER, before.value, 0, 0, 0)
             self.victim = subprocess.Popen(["sleep", "100000"], start_new_session=True)
             self.others = set(children())
             stack.callback(self.victim.wait)
@@ -187,9 +189,11 @@ class World:
         if left:
             wrong.append(f"processes are left: {left}")
         secret = [self.secret.encode(), *(str(value).encode() for value in self.expected)]
-        for outcome in self.outcomes:
-            if any(text in outcome.stdout + outcome.stderr for text in secret):
-                wrong.append(f"a secret came out: {outcome}"[:2000])
+        wrong += [
+            f"a secret came out: {outcome}"[:2000]
+            for outcome in self.outcomes
+            if any(text in outcome.stdout + outcome.stderr for text in secret)
+        ]
         self.outcomes.clear()
         for listener in self.listeners:
             with contextlib.suppress(BlockingIOError):
