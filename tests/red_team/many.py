@@ -22,7 +22,7 @@ from red_team.attack import Attack
 from red_team.witness import World, children
 
 _HONEST = Attack("honest", "forge", "counts", "print('tried', sum(range(1000)))", prelude=False)
-_WARM = 200
+_WARM = 1000
 
 
 def many(runs: int, isolation: Isolation) -> dict[str, object]:
@@ -39,6 +39,7 @@ def many(runs: int, isolation: Isolation) -> dict[str, object]:
 
         wrong = [text for texts in pool.map(play, range(_WARM)) for text in texts]
         world.settle()  # with the pool's threads
+        wrong += world.found()
         before, start = _held(world.temporary), time.monotonic()
         for first in range(0, runs, 1000):
             wrong += [

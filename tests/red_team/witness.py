@@ -184,7 +184,7 @@ class World:
         """What is not as it was, once all that was started has had time to vanish."""
         wrong = []
         deadline = time.monotonic() + _SECONDS_TO_VANISH
-        while (left := self._children()) and time.monotonic() < deadline:
+        while (left := set(children()) - self.others) and time.monotonic() < deadline:
             time.sleep(0.01)
         if left:
             wrong.append(f"processes are left: {left}")
@@ -209,17 +209,6 @@ class World:
             wrong.append(f"the grader took {memory - self.memory >> 20} MB more")
         self.before, self.memory = after, memory
         return wrong
-
-    def _children(self) -> list[int]:
-        """Ours but the victim and those from before; those that are dead are buried."""
-        left = []
-        for pid in children():
-            if pid in self.others:
-                continue
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                    left.append(pid)
-        return left
 
     def _state(self) -> dict[str, object]:
         """All that no program may change, as values that can be compared."""
