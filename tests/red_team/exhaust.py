@@ -79,7 +79,7 @@ ATTACKS = [
     _bomb(
         "many-files",
         "makes thousands of empty files, links and folders",
-        "for i in range(4000):\n    open(f'f{i}', 'w').close(); os.mkdir(f'd{i}'); os.symlink('x' * 100, "
+        "for i in range(1000):\n    open(f'f{i}', 'w').close(); os.mkdir(f'd{i}'); os.symlink('x' * 100, "
         "f'l{i}')\nprint('tried')",
         ENDED,
         4,
