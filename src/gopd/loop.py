@@ -16,7 +16,7 @@ from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
 from gopd.errors import Interrupted, Lost
 from gopd.export import export_student, model_card
-from gopd.files import atomic_write
+from gopd.files import atomic_write, file_name
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
 from gopd.methods.batch import Batch
@@ -199,7 +199,7 @@ class Job:
     def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:
         Metrics(self.run_folder.validation).append(result.entry())
         kept = rollouts[: self.recipe.tracking.rollouts_limit]
-        folder = self.run_folder.validation_rollouts / result.model.replace(" ", "-").replace("/", "-")
+        folder = self.run_folder.validation_rollouts / file_name(result.model.replace(" ", "-", 1))
         folder.mkdir(parents=True, exist_ok=True)
         write_rollouts(
             rollouts_file(folder, result.step), result.step, kept, [None] * len(kept), self._token_names

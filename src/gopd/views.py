@@ -183,9 +183,10 @@ def _text(
     add_generation_prompt: bool,
     variables: Mapping[str, Any],
 ) -> str:
+    chat = [dict(message) for message in _chat(view, prompt)]
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in _chat(view, prompt)],
+            chat,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **variables,
@@ -195,6 +196,9 @@ def _text(
             f"{prompt.where}: the chat template refuses this chat: {error}; change the row's roles or the "
             "view's system text"
         ) from error
+    except Exception as error:  # a template is a program, and fails as one
+        what = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{prompt.where}: the chat template fails: {what}; mend the template") from error
     assert isinstance(text, str)
     return text
 

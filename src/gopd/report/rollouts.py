@@ -96,15 +96,16 @@ def _places(number: int, run: Run) -> Iterator[Place]:
 def _read(run: Run, file: Path, columns: Sequence[str]) -> pa.Table | None:
     """Columns of a rollout file, those that an earlier version did not have as null; None when it is damaged."""
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             there = [name for name in columns if name in parquet.schema_arrow.names]
             table = parquet.read(columns=there)
         for name in columns:
             if name not in there:
                 table = table.append_column(name, pa.nulls(len(table)))
         return table.select(list(columns)).cast(pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns]))
-    except (OSError, pa.ArrowException) as error:
-        problem = f"{file.relative_to(run.path)} is damaged and left out: {str(error).splitlines()[0]}"
+    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"{file.relative_to(run.path)} is damaged and left out: {reason}"
         if problem not in run.problems:
             run.problems.append(problem)
         return None
