@@ -1,7 +1,6 @@
 """What a model's folder holds, looked at before Transformers reads it.
 
-No pickle is read, no file outside the folder, and no weights are made up in sizes that the files do not have. Nothing in
-a folder may run: `trust_remote_code` aside, that includes kernels that a configuration names, see `load_model`.
+No pickle is read, no file outside the folder, and no weights are made up in sizes that the files do not have.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def check_files(source: str, revision: str | None, config: PreTrainedConfig, abo
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if not present and pickled:
         raise BadInput(
-            f"{about}: its weights are pickled ({pickled[0]}), which can run any code and is never read; where you "
-            "trust them, load the model with Transformers and write it again by save_pretrained, which gives safetensors"
+            f"{about}: its weights are pickled ({pickled[0]}), which can run any code and is never read; where you trust "
+            "them, load the model with Transformers and write it again by save_pretrained, which gives safetensors"
         )
     _check_sizes(config.get_text_config().to_dict(), present, about)
 

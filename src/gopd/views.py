@@ -83,15 +83,33 @@ def render(
     if view.enable_thinking is not None:
         variables["enable_thinking"] = view.enable_thinking
     texts = [_text(view, prompt, tokenizer, add_generation_prompt, variables) for prompt in prompts]
-    ids: list[list[int]] = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    ids = encode(tokenizer, texts)
+    for prompt, row in zip(prompts, ids, strict=True):
+        if not row:
+            raise BadInput(
+                f"{prompt.where}: the chat template makes no token of this chat; mend the template or the row"
+            )
+    return ids
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without any added. Raises BadInput where the tokenizer breaks down over them."""
+    try:
+        ids: list[list[int]] = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception and cannot be imported
+            raise
+        raise BadInput(
+            f"the tokenizer breaks down over these texts: {error}; its tokenizer.json has a pattern that takes too long"
+        ) from error
     return ids
 
 

@@ -1,9 +1,9 @@
 """Fuzzing with Atheris, which mutates by coverage: `make fuzz MINUTES=8`, or this file with `--minutes 8 [TARGET …]`.
 
 Each target runs in a process of its own. What it finds (an exception that is no message to the user, or more than
-`SECONDS` of CPU time for one input) is noted once per place under the folder, with the input, and fuzzing goes on; what
-ends the process (a crash of native code, too much memory) is the last finding of that process. The corpus stays there as
-well. Exit code 1 where there are findings.
+`SECONDS` of CPU time for one input) is noted once per place under the folder, with the input, and fuzzing goes on;
+what ends the process (a crash of native code, too much memory) is the last finding of that process. The corpus stays
+there as well. Exit code 1 where there are findings.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ def fuzz(name: str, home: Path, seconds: float, seed: int) -> None:
     from targets import TARGETS
 
     target = TARGETS[name]
-    corpus = home / "corpus"
-    corpus.mkdir(exist_ok=True)
-    for number, content in enumerate(target.seeds()):
-        (corpus / f"seed-{number}").write_bytes(content)
     words = home / "words"
     escaped = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in target.words)
     words.write_text("".join(f'"{word}"\n' for word in escaped))
     scratch = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     with atheris.instrument_imports(include=["gopd", "yaml"]):
         check = target.make(scratch)
+    corpus = home / "corpus"
+    corpus.mkdir(exist_ok=True)
+    for number, content in enumerate(target.seeds()):  # not before: they import parts of the package as well
+        (corpus / f"seed-{number}").write_bytes(content)
     signal.signal(signal.SIGVTALRM, _hang)
 
     def one(data: bytes) -> None:

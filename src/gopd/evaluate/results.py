@@ -51,7 +51,10 @@ class TaskResults:
         if not path.exists():
             return {}
         found = _object(path.read_bytes())
-        if found is None or not {"task", "model", *_SETTINGS} <= found.keys():
+        whole = (
+            found is not None and isinstance(found.get("task"), str) and isinstance(found.get("model"), str)
+        )
+        if found is None or not whole or not found.keys() >= {*_SETTINGS}:
             raise BadInput(f"{path} is damaged; restore it from a copy, or give a new folder by --to")
         return found
 
