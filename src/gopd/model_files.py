@@ -39,8 +39,8 @@ def check_files(source: str, revision: str | None, config: PreTrainedConfig, abo
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if not present and pickled:
         raise BadInput(
-            f"{about}: its weights are pickled ({pickled[0]}), which can run any code and is never read; where you trust "
-            "them, load the model with Transformers and write it again by save_pretrained, which gives safetensors"
+            f"{about}: its weights are pickled ({pickled[0]}), which can run any code and is never read; if you trust "
+            "them, load them with Transformers and write them again by save_pretrained, which gives safetensors"
         )
     _check_sizes(config.get_text_config().to_dict(), present, about)
 

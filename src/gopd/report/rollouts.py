@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gopd.recipe import OpdRecipe
 from gopd.report.curves import Group
-from gopd.report.runs import Run, expects_rollouts
+from gopd.report.runs import Run, expects_rollouts, number
 from gopd.report.text import reading, script_json, shown_vocabulary, visible
 from gopd.tracking import ROLLOUT_SCHEMA
 
@@ -171,7 +171,7 @@ def _page(runs: Sequence[Run], chosen: Sequence[Place]) -> dict[str, Any]:
         prompt = prompts.setdefault(place.prompt, len(prompts))
         scale = runs[place.run].reward_scale(row["route"])
         where_from = {"run": place.run, "source": place.source, "model": place.model, "step": place.step}
-        kept = {name: row[name] for name in KEPT}
+        kept = {name: row[name] for name in KEPT} | {"reward": number(row, "reward")}
         what = {"prompt": prompt, "scale": scale, "ids": ids, "numbers": numbers}
         what["versions"] = _spans(row["versions"] or [])
         rows.append(where_from | kept | what)

@@ -39,6 +39,6 @@ def _actor(folder: Path) -> Path | None:
         candidates.append(folder.parent)
     if (folder / LATEST).is_file():
         step = (folder / LATEST).read_bytes().strip()
-        if step.isdigit():
+        if step.isdigit() and len(step) < 20:
             candidates.append(folder / f"global_step_{step.decode()}" / "actor")
     return next((c for c in candidates if any(c.glob(SHARDS)) or (c / "dist_ckpt").is_dir()), None)

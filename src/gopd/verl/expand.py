@@ -42,7 +42,7 @@ class Variables:
     def value(self, name: str) -> str | list[str] | None:
         """A parameter's value; None where it is unset. Raises Unknown, and BadInput where there is no room."""
         found = self._found(name)
-        self.take(1 + (len(found) if isinstance(found, str) else sum(map(len, found or []))))
+        self.take(1 + (len(found) if isinstance(found, str) else sum(20 + len(item) for item in found or [])))
         return found
 
     def take(self, size: int) -> None:
