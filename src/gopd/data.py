@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from gopd.rows import raw_rows
 from gopd.sections import SourceSection, ValidationSection
 from gopd.types import Message, Prompt, VerifierName
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SHOWN = 5
 """How many different problems of rows, and rows for each, one message shows."""
 
@@ -99,9 +101,23 @@ def _parse(raw: str | Mapping[str, Any]) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg} at column {error.colno}; each line must be one object"
         raise BadInput(message) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise BadInput(f"cannot be read as JSON: {error}; mend the line or take it out") from error
     if not isinstance(row, dict):
         raise BadInput(f"expected an object with columns, found {_kind(row)}")
+    if _SURROGATE.search(raw):
+        _check_text(row)
     return row
+
+
+def _check_text(row: Any) -> None:
+    """BadInput for half surrogates, as `"\\ud800"` has one, which no tokenizer and no file takes."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"holds half a character, \\u{ord(error.object[error.start]):04x}, which is no text; mend the row"
+        ) from error
 
 
 def _prompt(

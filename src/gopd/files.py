@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from safetensors import SafetensorError
 
@@ -35,6 +36,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # were it a link, what it points to would be written
         try:
             yield temporary
             sync(temporary)
@@ -106,6 +108,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_name(name: str) -> str:
+    """A name from outside as part of a file's name: another one for every other, and never a path."""
+    return quote(name, safe=" ")
 
 
 def is_temporary(name: str) -> bool:

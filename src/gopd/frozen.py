@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from gopd import attention
 from gopd.errors import BadInput, RunFailed
 from gopd.model import LanguageModel, load_config, load_model, model_source
 from gopd.sections import ModelSpec
@@ -292,7 +293,10 @@ def weight_bytes(spec: ModelSpec, role: str, dtype: torch.dtype) -> int:
     config = load_config(spec, role)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=spec.trust_remote_code
+            config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            trust_remote_code=spec.trust_remote_code,
         )
     return sum(parameter.nbytes for parameter in module.parameters())
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gopd import views
 from gopd.console import Display
-from gopd.errors import BadInput
-from gopd.files import atomic_file, atomic_write, sweep
+from gopd.errors import BadInput, RunFailed
+from gopd.files import atomic_file, atomic_write, file_name, sweep
 from gopd.model import Description, describe, load_tokenizer
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.recipe_file import resolved_yaml
@@ -149,7 +149,7 @@ class _Job:
         rows = [i for i, prompt in enumerate(data.prompts) if prompt.route == name]
         size = max(1, SLOTS_PER_PART * recipe.sampler.slots // samples)
         self.parts = [
-            _Part(folder / f"{name}-{start:09d}.parquet", data.part(rows[start : start + size]))
+            _Part(folder / f"{file_name(name)}-{start:09d}.parquet", data.part(rows[start : start + size]))
             for start in range(0, len(rows), size)
         ]
 
@@ -187,7 +187,8 @@ class _Job:
     def _keep(self, part: _Part, rollouts: list[Rollout]) -> None:
         kept = [r for r in rollouts if r.reward == 1 or not self.keep_correct]
         with atomic_file(part.path) as temporary:
-            pq.write_table(pa.Table.from_pylist([_row(r) for r in kept], SCHEMA), temporary)
+            table = pa.Table.from_pylist([_row(r) for r in kept], SCHEMA)
+            pq.write_table(table, temporary, write_page_checksum=True)
 
     def _seen(self, prompts: PromptSet, model: Description) -> PromptSet:
         """As the teacher sees them."""
@@ -220,7 +221,7 @@ def _open(folder: Path, settings: dict[str, Any], resume: bool) -> None:
             raise BadInput(
                 f"{folder} holds responses already; go on with them by --resume, or give a new folder"
             )
-        if path.read_text(encoding="utf-8") != text:
+        if path.read_bytes() != text.encode():
             raise BadInput(
                 f"{folder} was begun with another recipe or other options ({path}); give a new folder"
             )
@@ -237,7 +238,12 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
     """One file of all parts, in order; then the parts go."""
     with atomic_file(folder / RESPONSES) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part, schema=SCHEMA))
+            try:
+                writer.write_table(pq.read_table(part, schema=SCHEMA, page_checksum_verification=True))
+            except (pa.ArrowException, ValueError) as error:
+                raise RunFailed(
+                    f"{part} is damaged: {error}; remove it and go on by --resume, which generates it anew"
+                ) from error
     shutil.rmtree(folder / PARTS)
 
 

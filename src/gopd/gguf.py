@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,16 @@ def import_gguf(file: str | Path, folder: str | Path) -> None:
     if folder.exists():
         raise BadInput(f"{folder} exists; give a new folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         both: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,  # None would ask on the terminal
         )
         model, loaded = both
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError, struct.error) as error:
+    except Exception as error:  # a damaged file makes the readers raise anything
         raise BadInput(
             f"{file}: Transformers cannot read it: {' '.join(str(error).split())[:300]}"
         ) from error

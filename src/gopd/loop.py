@@ -17,7 +17,7 @@ from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
 from gopd.errors import Interrupted, Lost, RunFailed
 from gopd.export import export_student
-from gopd.files import atomic_write
+from gopd.files import atomic_write, file_name
 from gopd.guard import Guard, Row, furthest, row_entry
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
@@ -223,7 +223,7 @@ class Job:
     def _record_validation(self, result: Validation, rollouts: Sequence[Rollout]) -> None:
         Metrics(self.run_folder.validation).append(result.entry())
         kept = rollouts[: self.recipe.tracking.rollouts_limit]
-        folder = self.run_folder.validation_rollouts / result.model.replace(" ", "-").replace("/", "-")
+        folder = self.run_folder.validation_rollouts / file_name(result.model.replace(" ", "-", 1))
         folder.mkdir(parents=True, exist_ok=True)
         write_rollouts(
             rollouts_file(folder, result.step), result.step, kept, [None] * len(kept), self._token_names

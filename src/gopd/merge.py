@@ -13,12 +13,11 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from gopd.card import merge_card
 from gopd.errors import BadInput
 from gopd.files import atomic_folder
-from gopd.model import model_source
+from gopd.model import load_config, load_tokenizer, model_source
 from gopd.sections import ModelSpec
 from gopd.views import check_same_vocabulary
 
@@ -149,11 +148,9 @@ def _folder(name: str) -> Path:
 
 
 def _check_kinds(names: Sequence[str], folders: Sequence[Path]) -> None:
-    try:
-        kinds = {n: AutoConfig.from_pretrained(f).architectures for n, f in zip(names, folders, strict=True)}
-        tokenizers = {n: AutoTokenizer.from_pretrained(f) for n, f in zip(names, folders, strict=True)}
-    except (OSError, ValueError) as error:
-        raise BadInput(f"not a model folder: {' '.join(str(error).split())[:300]}") from error
+    specs = {n: ModelSpec(model=str(f)) for n, f in zip(names, folders, strict=True)}
+    kinds = {name: load_config(spec, name).architectures for name, spec in specs.items()}
+    tokenizers = {name: load_tokenizer(spec, name) for name, spec in specs.items()}
     (first, kind), *others = kinds.items()
     for name, other in others:
         if other != kind:

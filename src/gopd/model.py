@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
@@ -26,6 +26,7 @@ from gopd import attention
 from gopd.attention import DecodeLayout, PackedLayout
 from gopd.errors import BadInput
 from gopd.logprobs import Projection
+from gopd.model_files import check_files
 from gopd.packing import Packed
 from gopd.rows import resolve
 from gopd.sections import LoraSection, ModelSpec
@@ -171,25 +172,22 @@ def load_model(
     no tokenizer, or is of a kind whose logits are not head · hidden with full causal attention.
     """
     source = model_source(spec, role)
-    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        _check_kind(config, role, spec.model)
+    tokenizer, config = load_tokenizer(spec, role), load_config(spec, role)
+    _generation_config(spec, role, config)
+    with _foreign(spec, role):
+        check_files(source, spec.revision, config, f"{role}: {spec.model}")
         both: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=attention.NAME,  # with `config`, or one that the configuration names comes first
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **options,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
         )
         module, loaded = both
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise _unloadable(spec, role, error) from error
     # Transformers fills what a checkpoint lacks with random numbers; here that is an error.
     if wrong := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
         raise BadInput(
@@ -203,19 +201,18 @@ def load_model(
         )
     module.to(device).eval()
     model = LanguageModel(module, tokenizer, f"{role} ({spec.model})", narrow=narrow)
-    _check_logits(model)
+    with _foreign(spec, role):
+        _check_logits(model)
     return model
 
 
 def load_tokenizer(spec: ModelSpec, role: str) -> PreTrainedTokenizerBase:
     """The tokenizer alone; BadInput, naming the role, when there is none."""
     source = model_source(spec, role)
-    try:
+    with _foreign(spec, role):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _unloadable(spec, role, error) from error
     return tokenizer
 
 
@@ -239,14 +236,21 @@ def describe(spec: ModelSpec, role: str) -> Description:
     """A model's tokenizer and the figures of its configuration; BadInput, naming the role, when it is not there."""
     config = load_config(spec, role)
     tokenizer = load_tokenizer(spec, role)
-    try:
-        generation = GenerationConfig.from_pretrained(
-            model_source(spec, role), revision=spec.revision or "main"
-        )
-    except OSError:  # the model has none
-        generation = GenerationConfig.from_model_config(config)
+    generation = _generation_config(spec, role, config)
     logits = config.get_text_config().vocab_size
     return Description(f"{role} ({spec.model})", tokenizer, generation, _context_length(config), logits)
+
+
+def _generation_config(spec: ModelSpec, role: str, config: PreTrainedConfig) -> GenerationConfig:
+    """The model's own, or what its configuration says where it has none; BadInput where it is damaged."""
+    source = model_source(spec, role)
+    with _foreign(spec, role):
+        try:
+            return GenerationConfig.from_pretrained(source, revision=spec.revision or "main")
+        except OSError:
+            if (Path(source) / "generation_config.json").is_file():
+                raise
+            return GenerationConfig.from_model_config(config)
 
 
 def _eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
@@ -261,13 +265,11 @@ def _eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizer
 def load_config(spec: ModelSpec, role: str) -> PreTrainedConfig:
     """A model's configuration alone. Raises BadInput."""
     source = model_source(spec, role)
-    try:
+    with _foreign(spec, role):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _unloadable(spec, role, error) from error
-    _check_kind(config, role, spec.model)
+        _check_kind(config, role, spec.model)
     return config
 
 
@@ -276,8 +278,18 @@ def context_length(spec: ModelSpec, role: str) -> int:
     return _context_length(load_config(spec, role))
 
 
-def _unloadable(spec: ModelSpec, role: str, error: Exception) -> BadInput:
-    return BadInput(f"{role}: cannot load model {spec.model!r}: {' '.join(str(error).split())[:400]}")
+@contextlib.contextmanager
+def _foreign(spec: ModelSpec, role: str) -> Iterator[None]:
+    """Inside, whatever Transformers raises over a model's files becomes BadInput: they can make it raise anything."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        what = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise BadInput(
+            f"{role}: cannot load model {spec.model!r}: {what}{' '.join(str(error).split())[:400]}"
+        ) from error
 
 
 def _context_length(config: PreTrainedConfig) -> int:
@@ -288,8 +300,8 @@ def model_source(spec: ModelSpec, role: str) -> str:
     """The folder or Hub name to load; BadInput when a path that can only be local does not exist."""
     if spec.model.startswith("builtin:"):
         return str(resolve(spec.model))
-    path = Path(spec.model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(spec.model))  # these of os.path give in where pathlib's raise
+    if os.path.isdir(path):
         refuse_shards(path, role)
         return str(path.resolve())
     if path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") != 1:

@@ -36,6 +36,9 @@ from gopd.sections import (
     View,
 )
 
+LONGEST_NAME = 60
+"""Characters of a teacher's name, which becomes part of file names."""
+
 
 class Recipe(Section):
     """What every method shares."""
@@ -167,6 +170,16 @@ class OpdRecipe(SampledRecipe):
     reward_routes: tuple[str, ...] = ()
     """Routes without a teacher: their rows learn from the verifier alone, by the section `grpo`."""
     objective: ObjectiveSection = ObjectiveSection()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in self.teachers:
+            if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+                raise ValueError(
+                    f"teachers: {name!r:.80} cannot be a teacher's name; printable characters are meant, "
+                    f"{LONGEST_NAME} at most"
+                )
+        return self
 
     @model_validator(mode="after")
     def _rewards(self) -> Self:

@@ -10,6 +10,7 @@ import json
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,22 @@ from pydantic import BaseModel, ValidationError
 from gopd.errors import BadInput
 from gopd.recipe import RECIPES, AnyRecipe, Recipe
 
+MOST_VALUES = 100_000
+"""Values of a recipe with its aliases written out."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: `1e-5` and `-.5` are numbers, not strings. Repeated keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} appears twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(found) < len(keys):
+            twice = next(key for key, count in Counter(keys).items() if count > 1)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice!r} appears twice", node.start_mark
+            )
+        return found
 
 
 _Loader.add_implicit_resolver(
@@ -78,7 +83,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
     if unknown := _unknown_keys(model, tree):
         raise BadInput(f"{where}: " + "; ".join(unknown))
     try:
-        text = json.dumps(tree)
+        text = json.dumps(tree, ensure_ascii=False).encode()  # half surrogates are an error here
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"{where}: {error}; recipes hold text, numbers, true/false, lists and sections"
@@ -119,9 +124,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        return _unshared(yaml.load(text, _Loader), [MOST_VALUES])
+    except RecursionError as error:
+        raise BadInput(f"{where}: sections within sections, too deep for a recipe or without end") from error
+    # PyYAML lets through what its constructors raise, as over a date like 2001-99-99.
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise BadInput(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _unshared(value: Any, room: list[int]) -> Any:
+    """A copy in which aliases (`*name`) share nothing, so that an override changes one place. Raises ValueError
+    where there are more values than `room`."""
+    room[0] -= 1
+    if room[0] < 0:
+        raise ValueError(f"more than {MOST_VALUES:,} values, with aliases written out")
+    if isinstance(value, dict):
+        return {key: _unshared(inner, room) for key, inner in value.items()}
+    return [_unshared(inner, room) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -170,4 +189,4 @@ def _plain(error: Any) -> str:
     if error["type"] == "missing":
         return "missing"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return message if error["type"] == "value_error" else f"{message}, got {error['input']!r}"
+    return message if error["type"] == "value_error" else f"{message}, got {error['input']!r:.200}"

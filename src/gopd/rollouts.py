@@ -135,14 +135,13 @@ def demonstrations(
     data: PromptSet, tokenizer: PreTrainedTokenizerBase, name: str, limit: int
 ) -> list[Rollout]:
     """Rows with responses as rollouts, for SFT: the response's tokens and, if it ended, the end-of-sequence token."""
-    texts = [p.response for p in data.prompts]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = views.encode(tokenizer, [p.response or "" for p in data.prompts])
     eos = tokenizer.eos_token_id
     if eos is None:
         raise BadInput(f"{name}: its tokenizer names no end-of-sequence token to train on")
     rollouts, cut = [], 0
-    for prompt, prompt_ids, text, ids in zip(data.prompts, data.ids, texts, encoded, strict=True):
-        assert text is not None
+    for prompt, prompt_ids, ids in zip(data.prompts, data.ids, encoded, strict=True):
+        assert prompt.response is not None
         fits = len(ids) < limit
         whole = fits and prompt.response_ended
         cut += not fits
@@ -152,7 +151,7 @@ def demonstrations(
                 f"{prompt.where}: the response has no token to learn from, as its text has none and it did not end; "
                 "leave the row out"
             )
-        rollouts.append(Rollout(prompt, 0, prompt_ids, response_ids, None, whole, text))
+        rollouts.append(Rollout(prompt, 0, prompt_ids, response_ids, None, whole, prompt.response))
     if cut:
         log.warning(
             "%d of %d demonstrations are longer than %d tokens and were cut", cut, len(rollouts), limit

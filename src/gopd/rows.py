@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from gopd.sections import SourceSection
 BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent / "tiny"
 EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz")
+LONGEST_LINE = 1 << 28
+"""Characters; what unpacks to more is no row, and would take all memory."""
 
 RawRow = tuple[str, str | Mapping[str, Any]]
 """A row's place, and the row: parsed, or the JSON text of one line."""
@@ -46,8 +50,8 @@ def raw_rows(source: SourceSection) -> Iterator[RawRow]:
     for name, path in paths.items():
         if not path.name.endswith(EXTENSIONS):
             raise BadInput(f"{name}: unknown kind of file; rows are read from {', '.join(EXTENSIONS)}")
-        if not path.is_file():
-            problem = "is a folder; name the files in it" if path.is_dir() else "no such file"
+        if not os.path.isfile(path):  # pathlib's raises over names that are too long
+            problem = "is a folder; name the files in it" if os.path.isdir(path) else "no such file"
             raise BadInput(f"{name}: {problem} (relative names start at {Path.cwd()})")
     for name in source.files:
         read = _parquet_rows if name.endswith(".parquet") else _jsonl_rows
@@ -63,7 +67,14 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[RawRow]:
     opened = gzip.open if name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE)
+                if not line:
+                    return
+                if len(line) == LONGEST_LINE:
+                    raise BadInput(
+                        f"{name}:{number}: a line of {LONGEST_LINE:,} characters or more is no row"
+                    )
                 if line.strip():
                     yield f"{name}:{number}", line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -76,12 +87,13 @@ def _parquet_rows(name: str, path: Path) -> Iterator[RawRow]:
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{name}: row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    # Values that Python has no like of are errors of other kinds: text that is not UTF-8, dates far off.
+    except (OSError, pyarrow.ArrowException, ValueError, ArithmeticError, LookupError) as error:
         raise BadInput(f"{name}: cannot be read as Parquet: {error}; write the file again") from error
 
 

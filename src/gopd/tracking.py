@@ -82,7 +82,8 @@ def write_rollouts(
     for row, found in zip(rows, versions or [], strict=versions is not None):
         row["versions"] = [version for tokens, version in found for _ in range(tokens)]
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), buffer, compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     atomic_write(path, buffer.getvalue().to_pybytes())
 
 
@@ -309,8 +310,11 @@ def _entries(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append((line + b"\n", json.loads(line)))
-        except ValueError as error:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+                raise ValueError("no object with a step")
+            entries.append((line + b"\n", entry))
+        except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"{path}:{number}: not a line of metrics: {error}; mend or remove the line"
             ) from error

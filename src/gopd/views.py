@@ -83,15 +83,33 @@ def render(
     if view.enable_thinking is not None:
         variables["enable_thinking"] = view.enable_thinking
     texts = [_text(view, prompt, tokenizer, add_generation_prompt, variables) for prompt in prompts]
-    ids: list[list[int]] = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    ids = encode(tokenizer, texts)
+    for prompt, row in zip(prompts, ids, strict=True):
+        if not row:
+            raise BadInput(
+                f"{prompt.where}: the chat template makes no token of this chat; mend the template or the row"
+            )
+    return ids
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without any added. Raises BadInput where the tokenizer breaks down over them."""
+    try:
+        ids: list[list[int]] = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception and cannot be imported
+            raise
+        raise BadInput(
+            f"the tokenizer breaks down over these texts: {error}; its tokenizer.json has a pattern that takes too long"
+        ) from error
     return ids
 
 
@@ -183,9 +201,10 @@ def _text(
     add_generation_prompt: bool,
     variables: Mapping[str, Any],
 ) -> str:
+    chat = [dict(message) for message in _chat(view, prompt)]
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in _chat(view, prompt)],
+            chat,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **variables,
@@ -195,6 +214,9 @@ def _text(
             f"{prompt.where}: the chat template refuses this chat: {error}; change the row's roles or the "
             "view's system text"
         ) from error
+    except Exception as error:  # a template is a program, and fails as one
+        what = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{prompt.where}: the chat template fails: {what}; mend the template") from error
     assert isinstance(text, str)
     return text
 

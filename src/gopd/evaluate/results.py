@@ -21,6 +21,11 @@ from gopd.types import Verdict
 
 SAMPLES, VERDICTS, SETTINGS, SUMMARY = "samples.jsonl", "verdicts.jsonl", "settings.json", "summary.json"
 
+_SETTINGS = ("task", "weights", "prompt", "sampling", "grading")
+"""What must be the same for a folder to be gone on with."""
+_SAMPLE = {"problem": str, "sample": int, "response": str}
+_VERDICT = {"problem": str, "sample": int, "reason": str}
+
 Record = dict[str, Any]
 Key = tuple[str, int]
 """A problem's id and the number of the sample."""
@@ -33,9 +38,9 @@ class TaskResults:
         self.folder = folder
         self.records: dict[Key, Record] = {}
         self._lock = threading.Lock()
-        for record in _lines(folder / SAMPLES):
+        for record in _lines(folder / SAMPLES, _SAMPLE):
             self.records[record["problem"], record["sample"]] = record
-        for record in _lines(folder / VERDICTS):
+        for record in _lines(folder / VERDICTS, _VERDICT):
             if (key := (record["problem"], record["sample"])) in self.records:
                 self.records[key] |= record
 
@@ -43,13 +48,20 @@ class TaskResults:
     def settings(self) -> dict[str, Any]:
         """How it was sampled and graded; empty for a new folder."""
         path = self.folder / SETTINGS
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        if not path.exists():
+            return {}
+        found = _object(path.read_bytes())
+        whole = (
+            found is not None and isinstance(found.get("task"), str) and isinstance(found.get("model"), str)
+        )
+        if found is None or not whole or not found.keys() >= {*_SETTINGS}:
+            raise BadInput(f"{path} is damaged; restore it from a copy, or give a new folder by --to")
+        return found
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises BadInput when what is there was made with other settings."""
         known = self.settings
-        names = ("task", "weights", "prompt", "sampling", "grading")
-        if other := [name for name in names if known and known[name] != settings[name]]:
+        if other := [name for name in _SETTINGS if known and known[name] != settings[name]]:
             differ = ", ".join(f"{name} {known[name]!r}, now {settings[name]!r}" for name in other)
             mend = "gopd grade decides anew, or give" if other == ["grading"] else "give"
             raise BadInput(
@@ -105,8 +117,8 @@ class TaskResults:
             file.write(line.encode("utf-8", "surrogatepass"))
 
 
-def _lines(path: Path) -> list[Record]:
-    """All whole lines of a file; what a kill left half-written at its end is cut off."""
+def _lines(path: Path, fields: Mapping[str, type]) -> list[Record]:
+    """All whole lines of a file, each with these fields; what a kill left half-written at its end is cut off."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -115,15 +127,23 @@ def _lines(path: Path) -> list[Record]:
         with writing(path), path.open("r+b") as file:
             file.truncate(whole)
     found = []
-    for number, line in enumerate(content[:whole].decode("utf-8", "surrogatepass").split("\n")[:-1], 1):
-        try:
-            record = json.loads(line)
-            assert isinstance(record["problem"], str)
-            assert isinstance(record["sample"], int)
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
-            raise BadInput(f"{path}:{number}: is not a sample; take the line out") from error
+    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+        record = _object(line)
+        if record is None or any(not isinstance(record.get(name), kind) for name, kind in fields.items()):
+            raise BadInput(f"{path}:{number}: is not a sample; take the line out")
+        if "reason" in record and not isinstance(record.get("right"), bool):
+            raise BadInput(f"{path}:{number}: has a reason and no verdict; take the line out")
         found.append(record)
     return found
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        found = json.loads(text.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def task_folders(folder: Path) -> list[Path]:
@@ -138,7 +158,10 @@ def task_folders(folder: Path) -> list[Path]:
 def write_summary(folder: Path, model: str, tasks: Mapping[str, Any]) -> None:
     """A model's figures; those of other tasks, from other runs into the folder, stay."""
     path = folder / SUMMARY
-    before = dict(json.loads(path.read_text(encoding="utf-8"))["tasks"]) if path.exists() else {}
+    summary = _object(path.read_bytes()) if path.exists() else {"tasks": {}}
+    before = None if summary is None else summary.get("tasks")
+    if not isinstance(before, dict):
+        raise BadInput(f"{path} is damaged; remove it and run the command again: every sample is kept")
     atomic_write(path, json.dumps({"model": model, "tasks": {**before, **tasks}}, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def evaluate(
 
 def _names(models: Sequence[str]) -> dict[str, str]:
     """A folder name for each model. Raises BadInput when two would share one."""
-    names = {model: (Path(model).name or model).removeprefix("builtin:") for model in models}
+    names = {model: Path(os.path.abspath(model)).name.removeprefix("builtin:") for model in models}
     for model, name in names.items():
         if same := next((other for other in models if other != model and names[other] == name), None):
             raise BadInput(
@@ -143,7 +144,7 @@ def _job(
     }
     known = {problem.id: text for problem, text in zip(problems, texts, strict=True)}
     for (problem, _), record in results.records.items():
-        if problem in known and record["prompt"] != known[problem]:
+        if problem in known and record.get("prompt") != known[problem]:
             raise BadInput(
                 f"{results.folder}: problem {problem} was asked in other words; give a new folder by --to"
             )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gopd.recipe import OpdRecipe
 from gopd.report.curves import Group
-from gopd.report.runs import Run, expects_rollouts
+from gopd.report.runs import Run, expects_rollouts, number
 from gopd.report.text import reading, script_json, shown_vocabulary, visible
 from gopd.tracking import ROLLOUT_SCHEMA
 
@@ -96,15 +96,16 @@ def _places(number: int, run: Run) -> Iterator[Place]:
 def _read(run: Run, file: Path, columns: Sequence[str]) -> pa.Table | None:
     """Columns of a rollout file, those that an earlier version did not have as null; None when it is damaged."""
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             there = [name for name in columns if name in parquet.schema_arrow.names]
             table = parquet.read(columns=there)
         for name in columns:
             if name not in there:
                 table = table.append_column(name, pa.nulls(len(table)))
         return table.select(list(columns)).cast(pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns]))
-    except (OSError, pa.ArrowException) as error:
-        problem = f"{file.relative_to(run.path)} is damaged and left out: {str(error).splitlines()[0]}"
+    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"{file.relative_to(run.path)} is damaged and left out: {reason}"
         if problem not in run.problems:
             run.problems.append(problem)
         return None
@@ -170,7 +171,7 @@ def _page(runs: Sequence[Run], chosen: Sequence[Place]) -> dict[str, Any]:
         prompt = prompts.setdefault(place.prompt, len(prompts))
         scale = runs[place.run].reward_scale(row["route"])
         where_from = {"run": place.run, "source": place.source, "model": place.model, "step": place.step}
-        kept = {name: row[name] for name in KEPT}
+        kept = {name: row[name] for name in KEPT} | {"reward": number(row, "reward")}
         what = {"prompt": prompt, "scale": scale, "ids": ids, "numbers": numbers}
         what["versions"] = _spans(row["versions"] or [])
         rows.append(where_from | kept | what)

@@ -174,7 +174,7 @@ def _read_versions(run: Run) -> None:
         record = json.loads((run.path / "versions.json").read_bytes())
     except FileNotFoundError:
         run.problems.append("versions.json is missing: hardware and versions are not known")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         run.problems.append(f"versions.json is damaged: {error}")
     else:
         if isinstance(record, dict):
@@ -197,9 +197,12 @@ def _judge(run: Run) -> None:
 def number(entry: Mapping[str, Any], key: str) -> float | None:
     """A finite number of an entry, else None."""
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def expects_rollouts(run: Run) -> bool:

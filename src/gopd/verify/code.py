@@ -122,7 +122,7 @@ def parse_ground_truth(text: str) -> Problem:
     """Reads the tests of a problem. Raises BadInput that says what is wrong with them."""
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"code ground truth is not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise _malformed(f"found {type(tree).__name__}")
@@ -171,7 +171,7 @@ def _call(given: Any, expected: Any, index: int) -> tuple[list[Any], Any]:
     try:
         arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
         return arguments, json.loads(expected) if isinstance(expected, str) else expected
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(f"test {index}: not one JSON value per line: {error}") from error
 
 

@@ -38,6 +38,7 @@ def _actor(folder: Path) -> Path | None:
     if folder.name == "huggingface":
         candidates.append(folder.parent)
     if (folder / LATEST).is_file():
-        step = (folder / LATEST).read_text(encoding="utf-8").strip()
-        candidates.append(folder / f"global_step_{step}" / "actor")
+        step = (folder / LATEST).read_bytes().strip()
+        if step.isdigit() and len(step) < 20:
+            candidates.append(folder / f"global_step_{step.decode()}" / "actor")
     return next((c for c in candidates if any(c.glob(SHARDS)) or (c / "dist_ckpt").is_dir()), None)

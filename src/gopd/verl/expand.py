@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gopd.errors import BadInput
 from gopd.verl.words import Arithmetic, Opaque, Parameter, Part, Text, Word
 
 BLANKS = " \t\n"
@@ -33,11 +34,24 @@ class Variables:
     own: dict[str, Value] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     """Names that were looked up in the environment and found."""
+    room: int = 4_000_000
+    """Characters that values may still have in all: `x=$x$x` on every line doubles them."""
     shuffled: Unknown | None = None
     """Why the arguments are not known any more."""
 
     def value(self, name: str) -> str | list[str] | None:
-        """A parameter's value; None where it is unset. Raises Unknown."""
+        """A parameter's value; None where it is unset. Raises Unknown, and BadInput where there is no room."""
+        found = self._found(name)
+        self.take(1 + (len(found) if isinstance(found, str) else sum(20 + len(item) for item in found or [])))
+        return found
+
+    def take(self, size: int) -> None:
+        """Raises BadInput where the script's values become longer than any launch needs."""
+        self.room -= size
+        if self.room < 0:
+            raise BadInput(f"{self.script}: its variables grow without end; write their values out")
+
+    def _found(self, name: str) -> str | list[str] | None:
         if name in ("@", "*", "#") or name.isdigit():
             return self._positional(name)
         if name in ("?", "$", "!", "-"):
@@ -227,9 +241,12 @@ _BINARY: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 
 def evaluate(expression: str, variables: Variables) -> int:
     """An integer expression of bash: + - * / % ** and brackets, names with or without `$`. Raises Unknown."""
+    variables.take(100)
     try:
         return _number(ast.parse(expression.strip(), mode="eval").body, variables)
-    except (SyntaxError, ZeroDivisionError, ValueError) as error:
+    except BadInput:
+        raise
+    except (SyntaxError, ZeroDivisionError, ValueError, RecursionError, MemoryError) as error:
         raise Unknown(
             f"$(({expression})), which is more than + - * / % ** of whole numbers; write its value in its place"
         ) from error
@@ -248,5 +265,8 @@ def _number(node: ast.expr, variables: Variables) -> int:
         left, right = _number(node.left, variables), _number(node.right, variables)
         if isinstance(node.op, ast.Pow) and not 0 <= right <= 64:
             raise ValueError(right)
-        return _BINARY[type(node.op)](left, right)
+        found = _BINARY[type(node.op)](left, right)
+        if abs(found) >= 2**63:  # bash would begin anew from below
+            raise ValueError(found)
+        return found
     raise ValueError(ast.dump(node))

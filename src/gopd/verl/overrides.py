@@ -108,7 +108,10 @@ class _Values:
 
     def whole(self) -> Any:
         """The value; everything must belong to it."""
-        value = self._value("")
+        try:
+            value = self._value("")
+        except RecursionError as error:
+            raise self._bad("brackets within brackets, too deep to be meant") from error
         if self.at < len(self.text):
             if self.text[self.at] == ",":
                 raise self._bad("several values, which is a sweep: one command for each of them; choose one")
@@ -153,7 +156,10 @@ class _Values:
         while self.at < len(self.text) and self.text[self.at] not in (ends or ","):
             reference = REFERENCE.match(self.text, self.at)
             self.at = reference.end() if reference else self.at + 1
-        return _typed(self.text[begin : self.at].strip())
+        try:
+            return _typed(self.text[begin : self.at].strip())
+        except ValueError as error:
+            raise self._bad("a number that cannot be read") from error
 
     def _list(self) -> list[Any]:
         items: list[Any] = []

@@ -71,8 +71,13 @@ def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping
         )
     reader = _Reading(name, script, Variables(environment, list(arguments), name))
     source = Reader(text.replace("\r\n", "\n"), name)
-    for command in commands(source.tokens(), name):
-        reader.take(command)
+    try:
+        for command in commands(source.tokens(), name):
+            reader.take(command)
+    except RecursionError as error:
+        raise BadInput(
+            f"{name}: constructs within constructs, too deep to be meant; mend the script"
+        ) from error
     if source.broken:
         script.warnings.append(f"{name}:{', '.join(map(str, source.broken))}: {BEHIND_BACKSLASH}")
     if not script.launches:

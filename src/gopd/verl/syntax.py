@@ -121,6 +121,10 @@ class Reader:
                 return tuple(words)
             if self._next() == "\n":
                 self._take()
+            elif self._next() in ";&|()<>":
+                raise BadInput(
+                    f"{self.name}:{self.line}: {self._next()!r} cannot stand in an array; quote it or mend the script"
+                )
             else:
                 words.append(self._word())
 
