@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from gopd.masking import refuse_secrets
 from gopd.sections import (
     Aggregation,
     CheckpointSection,
@@ -52,6 +53,11 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> Self:
+        refuse_secrets(self.model_dump(mode="json"))
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:

@@ -5,10 +5,11 @@ Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125). 
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 Estimator = Literal["sampled", "topk", "full"]
@@ -22,7 +23,7 @@ Decay = typing.Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all recipe sections: immutable, unknown keys refused, no silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class View(Section):
@@ -51,8 +52,8 @@ class ModelSpec(Section):
 class RemoteSection(Section):
     """A vLLM server that scores in a model's place; the model's own tokenizer and configuration are still needed."""
 
-    url: str = Field(pattern=r"^https?://[^/]+")
-    """As in `http://host:8000`."""
+    url: str
+    """As in `http://host:8000`; no user, password or query, as the URL is printed and written to the run folder."""
     name: str | None = None
     """What the server calls the model; None: as in `model`."""
     timeout: float = Field(default=300.0, gt=0)
@@ -65,6 +66,16 @@ class RemoteSection(Section):
     """By how much, in nats, the log-prob of one token may differ when it is asked for again."""
     api_key_env: str | None = None
     """Environment variable that holds the key, if the server wants one."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^/?#@]+(/[^?#]*)?", url):
+            raise ValueError(
+                "expected http://HOST:PORT without user, password or query; server.api_key_env names the environment "
+                "variable that holds a key"
+            )
+        return url
 
 
 class FrozenSection(ModelSpec):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd.errors import BadInput
+from gopd.masking import masked
 from gopd.recipe import OpdRecipe, Recipe, SampledRecipe
 from gopd.recipe_file import flatten, parse_recipe, read_tree
 
@@ -124,7 +125,7 @@ def _read_recipe(run: Run) -> None:
         return
     try:
         tree = read_tree(path)
-        run.settings = flatten(tree)
+        run.settings = flatten(masked(tree))
         run.recipe = parse_recipe(tree, "recipe.yaml")
     except BadInput as error:
         run.problems.append(f"recipe.yaml is not one that this version reads, so λ is not known: {error}")
