@@ -229,7 +229,14 @@ YAML = {
     "list as key": ("? [1]\n: 2", "unhashable"),
     "control characters": ("a: \x07", "not valid YAML"),
     "two documents": ("a: 1\n---\nb: 2", "not valid YAML"),
-    "a teacher named by a line": ('teachers: {"a\\nb": {model: t}}', "teachers"),
+    "a teacher named by two lines": (
+        yaml.safe_dump(merged(BARE, {"teachers": {"a\nb": {"model": "t"}}})),
+        "cannot be a teacher's name",
+    ),
+    "a teacher of a long name": (
+        yaml.safe_dump(merged(BARE, {"teachers": {"a" * 300: {"model": "t"}}})),
+        "cannot be a teacher's name",
+    ),
 }
 
 
