@@ -325,7 +325,7 @@ def test_ways_to_end_that_are_not_errors_of_the_sandbox(run: Run, ending: str) -
 
 
 def test_deep_recursion_ends(run: Run) -> None:
-    small = Limits(memory_bytes=1 << 28)
+    small = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 28)  # a busy machine needs more than 10 s
     shallow = run("def f(): f()\nf()", limits=small)
     deep = run("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(x)]\nf(1)", limits=small)
     native = run(
