@@ -33,7 +33,6 @@ OVERRIDES = (
 )
 FIELDS = {
     "resident": "resident memory (MB)",
-    "shared": "new files in /dev/shm",
     "temporary": "files in TMPDIR",
     "descriptors": "open descriptors",
     "threads": "threads",
@@ -41,7 +40,6 @@ FIELDS = {
     "checkpoints": "checkpoints on disk (MB)",
     "logs": "metrics, validations and rollouts on disk (MB)",
 }
-SHARED = Path("/dev/shm")
 WARM = 0.1
 """Share of the time that is left out of the trend: caches fill, the first validation allocates."""
 
@@ -66,7 +64,6 @@ def soak(work: Path, samples: Path, seconds: float, every: float) -> None:
     """Trains for so long, then stops as Ctrl-C does; fails when the run does."""
     temporary = work / "tmp"
     temporary.mkdir()
-    shared = set(SHARED.iterdir())
     recipe = ROOT / "recipes" / "quickstart.yaml"
     command = [sys.executable, "-m", "gopd.cli", "train", recipe, *OVERRIDES, f"tracking.folder={work}"]
     with samples.open("w", newline="") as file, (work / "output").open("w") as output:
@@ -77,13 +74,7 @@ def soak(work: Path, samples: Path, seconds: float, every: float) -> None:
         )
         start = time.monotonic()
         while (passed := time.monotonic() - start) < seconds and process.poll() is None:
-            writer.writerow(
-                {
-                    "seconds": round(passed, 1),
-                    **sample(process.pid, work / "soak", temporary),
-                    "shared": len(set(SHARED.iterdir()) - shared),
-                }
-            )
+            writer.writerow({"seconds": round(passed, 1), **sample(process.pid, work / "soak", temporary)})
             file.flush()
             time.sleep(every)
         process.send_signal(signal.SIGINT)
@@ -171,7 +162,8 @@ def plot(path: Path, hours: np.ndarray, rows: Sequence[dict[str, float]]) -> Non
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(4, 2, figsize=(10, 10), sharex=True, layout="constrained")
-    for axis, (name, title) in zip(axes.flat, FIELDS.items(), strict=True):
+    panels = {"step": "steps done"} | FIELDS
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
         axis.plot(hours, [row[name] for row in rows], linewidth=1)
         axis.set_title(title, fontsize=10)
         axis.set_ylim(bottom=0)
