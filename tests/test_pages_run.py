@@ -72,7 +72,7 @@ CANNOT: dict[tuple[str, str], str] = {
     ("docs/scaling.md", "gopd train recipe.yaml --cluster auto"): "the Ray started above",
     ("docs/scaling.md", "#!/bin/bash"): "Slurm",
 }
-"""What no test machine has, or has no time for, by page and line (of a script its first). Its `gopd` commands are parsed."""
+"""What no test machine has, or has no time for, by page and line (of a script its first); `gopd` in it is parsed."""
 
 SHOWN = {
     "README.md": r"│ (student \w+|teacher \w+) |┃ +([a-z]+/[a-z]+|KL to [^┃]+) ┃",
@@ -258,8 +258,15 @@ def test_commands_run(
 
 def test_what_cannot_run_is_on_its_page_and_parses() -> None:
     for page, line in CANNOT:
-        (step,) = (s for s in steps(ROOT / page) if isinstance(s, str) and s.partition("\n")[0] == line)
+        found = [s for s in steps(ROOT / page) if isinstance(s, str) and s.partition("\n")[0] == line]
+        assert len(found) == 1, f"{page} has it {len(found)} times: {line}"
+        (step,) = found
         for command in re.findall(r"^(?:srun .* )?gopd (.*)$", step, re.MULTILINE):
             cli._parse(shlex.split(command))
         if step.startswith("#!"):
             subprocess.run(["bash", "-n"], input=step, text=True, check=True)
+
+
+@pytest.mark.parametrize("table", [CHANGES, SHOWN, LEFT, HAS, RUNS])
+def test_the_tables_are_of_pages_that_there_are(table: dict[str, object]) -> None:
+    assert table.keys() <= {name(page) for page in PAGES}
