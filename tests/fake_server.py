@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         fake.requests[self.path] += 1
         if fake.key is None or self.headers.get("Authorization") == f"Bearer {fake.key}":
             return True
-        self._send(401, {"error": "Unauthorized"})
+        self._send(401, {"error": f"Unauthorized: {self.headers.get('Authorization')}"})  # as some servers do
         return False
 
     def do_GET(self) -> None:

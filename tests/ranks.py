@@ -15,10 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from gopd.guard import Bounds
+from gopd.learner import NonFinite
 from gopd.methods import opd
 from gopd.recipe import OpdRecipe
 from gopd.recipe_file import parse_recipe
 from gopd.sharding import Ranks, whole
+from gopd.types import Rollout
 from tiny import Bench, make_rollouts
 
 
@@ -33,11 +36,13 @@ def play(case: dict[str, Any], ranks: Ranks, folder: Path | None = None) -> dict
         rollout.sampler_logprobs_R = -2 * torch.rand(len(rollout.response_ids), generator=generator)
     if "start" in case:
         learner.load(Path(case["start"]), 1)
+    refused = refuse(bench, rollouts) if case.get("guarded") else []
     updates = [bench.update(rollouts, on_policy=case["on_policy"]) for _ in range(2)]
     scores = bench.scorer.score(rollouts, temperature=1.0, keep_hidden=True)
     if folder is not None:
         save(learner, folder, ranks)
     return {
+        "refused": refused,
         "loss": [u.loss for u in updates],
         "norm": [u.grad_norm for u in updates],
         "reports": [[None if r is None else r.student_logprobs_R for r in u.reports] for u in updates],
@@ -47,6 +52,24 @@ def play(case: dict[str, Any], ranks: Ranks, folder: Path | None = None) -> dict
         "kl": learner.kl_to_target(rollouts, scores, 1.0) if opd.needs_vocabulary(recipe.objective) else {},
         "merged": dict(learner.weights()),
     }
+
+
+def refuse(bench: Bench, rollouts: list[Rollout]) -> list[Any]:
+    """What is said of steps that must not be made: out of each bound, and with a row that is spoiled."""
+    scores = bench.score(rollouts)
+    said: list[Any] = []
+    for bounds in (Bounds(loss=-10.0), Bounds(grad_norm=1e-3), Bounds(kl=1e-3)):
+        terms = bench.terms(rollouts, scores, True)
+        said.append(bench.learner.update(rollouts, scores, terms, bounds=bounds).refused)
+    terms = bench.terms(rollouts, scores, True)
+    spoiled = terms[4]
+    assert spoiled is not None
+    spoiled.constant_R[2] = -torch.inf
+    try:
+        bench.learner.update(rollouts, scores, terms)
+    except NonFinite as error:
+        said.append((error.rows, str(error)))
+    return said
 
 
 def save(learner: Any, folder: Path, ranks: Ranks) -> None:

@@ -50,6 +50,11 @@ def tree_of(folder: Path, models: list[Path], **sections: Any) -> Tree:
         "validation": held_out(folder, 4, ("a", "b"), teachers=True, every=3),
         "train": {"steps": 6, "prompts_per_step": 8, "mini_batches": 2},
         "checkpoint": {"every": 1, "keep_last": 2},
+        "guard": {
+            "action": "skip",
+            "grad_norm": 50,
+            "kl": 50,
+        },  # nothing passes these, and all ranks must agree
         "cluster": {"learner_ranks": 2, "sampler_replicas": 2, "heartbeat": 8},
     }
     return opd_tree(folder, base, {"a": first, "b": second}, **merged(common, sections))

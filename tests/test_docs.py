@@ -1,36 +1,24 @@
-"""The pages: the site builds, links lead somewhere, commands and recipes in them are ones that gopd takes."""
+"""The pages: the site builds, links lead somewhere, recipes in them are ones that gopd takes."""
 
 from __future__ import annotations
 
-import argparse
-import copy
 import importlib.util
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from gopd.commands import whole_parser
-from gopd.errors import BadInput
-from gopd.recipe_file import _apply, _Loader, parse_recipe
+from gopd.recipe_file import _Loader, parse_recipe
+from pages import FENCE, PAGES, ROOT, blocks, name
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 LINKED = sorted([*PAGES, *ROOT.glob("recipes/**/README.md"), *ROOT.glob("experiments/*/README.md")])
 
-FENCE = re.compile(
-    r"^(?P<mark>```+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=mark)[ \t]*$", re.MULTILINE | re.DOTALL
-)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-SYNTAX = ("gopd doctor RECIPE [section.key=value …] [--rows N] [--problems N] [--json]",)
-"""Lines that show a command's form; nothing else may have brackets of that kind."""
 OTHERS = ("apiVersion",)
 """First keys of YAML that is no recipe."""
 MINIMAL: dict[str, Any] = {
@@ -39,27 +27,6 @@ MINIMAL: dict[str, Any] = {
     "data": {"files": ["prompts.jsonl"]},
     "train": {"steps": 1},
 }
-
-
-def name(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
-        yield match["language"], match["text"]
-
-
-def commands(page: Path) -> Iterator[str]:
-    """Lines of shell blocks that call gopd, continuations joined; also those indented by four spaces."""
-    text = page.read_text(encoding="utf-8")
-    shell = "\n".join(body for language, body in blocks(page) if language in ("", "bash", "sh"))
-    shell += "\n" + "\n".join(re.findall(r"^    (gopd .*)$", FENCE.sub("", text), re.MULTILINE))
-    for line in shell.replace("\\\n", " ").splitlines():
-        words = line.strip().removeprefix(".venv/bin/")
-        # the doctor's output begins with the command's name and a colon
-        if line == line.lstrip() and words.startswith("gopd ") and not re.match(r"gopd \w+ \S+: ", words):
-            yield words
 
 
 def anchors(page: Path) -> set[str]:
@@ -107,40 +74,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), f"{link}; there are {sorted(anchors(target))}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_parse(page: Path) -> None:
-    parser, _ = whole_parser()
-    for line in commands(page):
-        if line in SYNTAX:
-            continue
-        words = shlex.split(line, comments=True)[1:]
-        try:
-            options, rest = parser.parse_known_args(words)
-        except SystemExit:
-            pytest.fail(f"does not parse: {line}")
-        # as cli.main does: words of a list may stand between options
-        assert all(not word.startswith("-") for word in rest), line
-        assert not rest or options.command.rest, line
-        check_overrides(options, rest, line)
-
-
-def check_overrides(options: argparse.Namespace, rest: list[str], line: str) -> None:
-    if options.command.rest != "overrides":
-        return
-    overrides = [*options.overrides, *rest]
-    path = ROOT / options.recipe
-    tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) if path.is_file() else copy.deepcopy(MINIMAL)
-    if not path.is_file() and any(word.startswith("data.files") for word in overrides):
-        tree["method"] = "sft" if options.recipe == "sft.yaml" else "opd"
-        tree = {key: value for key, value in tree.items() if tree["method"] == "opd" or key != "teachers"}
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        parse_recipe(tree, line)
-    except BadInput as error:
-        pytest.fail(str(error))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

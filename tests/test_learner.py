@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from conftest import EOS, VOCABULARY, MakeModel
 from gopd import logprobs
-from gopd.export import export_student, model_card
+from gopd.card import student_card
+from gopd.export import export_student
 from gopd.learner import Learner, NonFinite
 from gopd.logprobs import linear_logprobs
 from gopd.methods import sft
@@ -23,7 +24,6 @@ from gopd.recipe import OpdRecipe
 from gopd.sharding import ALONE
 from gopd.state import export_model
 from gopd.types import Rollout, TokenTerms
-from gopd.validate import Domain, Validation
 from tiny import (
     CPU,
     NO_CLIP,
@@ -634,7 +634,7 @@ def test_the_exported_student_is_a_plain_hugging_face_folder(
     with torch.no_grad():
         before = bench.student.project(packed).logits(slice(None), 1.0)
     out = tmp_path / "student"
-    export_student(bench.learner, bench.student.tokenizer, model_card(recipe, 1, None), out)
+    export_student(bench.learner, bench.student.tokenizer, student_card(recipe, 1, None), out)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.float32 and not model.training
     with torch.no_grad():
@@ -669,16 +669,3 @@ def test_a_generation_config_that_transformers_refuses_to_write_is_kept(
     export_model(student, ALONE, tmp_path)
     kept = GenerationConfig.from_pretrained(tmp_path)
     assert (kept.eos_token_id, kept.do_sample, kept.temperature) == ([EOS, 0], False, 0.6)
-
-
-def test_the_model_card_tells_origin_and_scores(student_folder: Path) -> None:
-    recipe = opd_recipe(student_folder, {"only": {"model": str(student_folder), "reward_scale": 1.5}})
-    domains = {
-        "math": Domain(20, 40, 0.625, 0.4, 0.8, 12.0, 0.1, 0.3),
-        "prose": Domain(5, 5, None, None, None, 9.0, 0.0, 0.2),
-    }
-    card = model_card(recipe, 7, Validation(7, "student", domains))
-    assert f"`{student_folder}` after 7 steps of gopd `opd`" in card
-    assert f"| only | {student_folder} | 1.5 |" in card
-    assert "| math | 20 | 0.625 | 0.400 to 0.800 |" in card and "| prose" not in card
-    assert "max_response_tokens: 64" in card

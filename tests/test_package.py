@@ -6,6 +6,7 @@ import email
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -24,7 +25,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
         target = copy / name
-        if name.startswith(("src/", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")):
+        if name.startswith(
+            ("src/", "docs/notebooks/", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     script = "import sys\nfrom setuptools import build_meta\nfolder = sys.argv[1]\n"
@@ -61,6 +64,7 @@ def test_the_source_archive_holds_them_too(built: Path) -> None:
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert {f"src/{name}" for name in sources()} | {"LICENSE", "pyproject.toml", "README.md"} <= names
+    assert {f"docs/notebooks/{name}.ipynb" for name in ("first-run", "objective")} <= names
 
 
 def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
@@ -71,25 +75,66 @@ def test_the_core_needs_nothing_heavy(wheel: Path) -> None:
     core = [line for line in needs if "extra ==" not in line]
     assert core and not [line for line in core if line.lower().startswith(HEAVY)]
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"vllm", "ray", "report", "wandb", "tensorboard", "trackio", "gguf"} <= extras
+    assert {"vllm", "ray", "eval", "report", "wandb", "tensorboard", "trackio", "gguf"} <= extras
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
 
 
-def test_the_wheel_alone_trains(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked into a folder of its own, with none of the checkout in sight."""
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    recipe = (ROOT / "recipes" / "quickstart.yaml").read_text()
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    sizes = ["train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false"]
-    code = "import gopd, sys; from gopd.cli import main; print(gopd.__file__); sys.exit(main())"
+SIZES = ("train.steps=1", "train.prompts_per_step=4", "validation.limit=4", "validation.teachers=false")
+
+
+def trains(command: list[str], folder: Path) -> None:
+    """One step of the quickstart, run in a folder where only its recipe is."""
+    (folder / "recipe.yaml").write_text((ROOT / "recipes" / "quickstart.yaml").read_text())
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", "recipe.yaml", *sizes],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        [*command, "train", "recipe.yaml", *SIZES],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(site)) and (tmp_path / "runs").is_dir()
+    assert (folder / "runs" / "recipe" / "student" / "model.safetensors").is_file()
+
+
+def installed(wheel: Path, folder: Path, python: str, *arguments: str | Path) -> Path:
+    """The folder of commands of a new environment, with the wheel in it as pip installs it."""
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", wheel, *arguments], check=True)
+    return folder / "bin"
+
+
+def test_the_installed_wheel_trains(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, but for the dependencies, which are those of this one."""
+    binaries = installed(wheel, tmp_path / "venv", sys.executable, "--no-deps")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    code = "import gopd; print(gopd.__file__)"
+    where = subprocess.check_output([binaries / "python", "-c", code], cwd=tmp_path, text=True)
+    assert where.startswith(str(site))
+    trains([str(binaries / "gopd")], tmp_path)
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version, from the path or from pyenv."""
+    installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for candidate in (sys.executable, f"python{version}", *map(str, installed)):
+        code = "import sys; print(*sys.version_info[:2], sep='.')"
+        try:
+            done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            continue
+        if done.stdout.strip() == version:
+            return candidate
+    pytest.skip(f"there is no Python {version} here")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_wheel_installs_and_trains_in_an_empty_environment(
+    wheel: Path, version: str, tmp_path: Path
+) -> None:
+    """Some minutes and, where the index has CUDA builds of PyTorch only, several GB each."""
+    binaries = installed(wheel, tmp_path / "venv", interpreter(version), "torch==2.13.0")
+    trains([str(binaries / "gopd")], tmp_path)

@@ -52,6 +52,7 @@ def cases(student_folder: Path, llama_folder: Path, teacher_folder: Path) -> dic
     found["offloaded"] = case(cluster={"offload": True})
     found["wide"] = case(train={"tokens_per_micro_batch": 100_000})
     found["narrow"] = case(train={"tokens_per_micro_batch": 60, "compute_dtype": "bfloat16"})
+    found["guarded"] = case(objective={"aggregation": "token-mean"}) | {"guarded": True}
     for name in ("token-mean", "untied", "lora"):
         found[name]["keep"] = True
     return found
@@ -101,6 +102,7 @@ NAMES = (
     "offloaded",
     "wide",
     "narrow",
+    "guarded",
 )
 
 
@@ -145,6 +147,29 @@ def test_every_row_is_computed_once_by_some_rank(
                 expected = torch.as_tensor(one[kind][row])
                 torch.testing.assert_close(torch.as_tensor(value), expected, rtol=relative, atol=tolerance)
     assert bool(one["kl"]) == (name in ("full", "topk"))
+
+
+@pytest.mark.parametrize("ranks", SPLIT)
+def test_ranks_refuse_a_step_alike_and_as_if_it_had_never_been(
+    ranks: int, alone: Mapping[str, Any], shared: Mapping[int, Any]
+) -> None:
+    """Loss, gradient norm and KL are those of the whole batch; what is not finite is named by the rank that has it."""
+    found, plain = shared[ranks]["guarded"], shared[ranks]["token-mean"]
+    *said, (rows, blame) = alone["guarded"]["refused"]
+    for number, words in enumerate(said):
+        (mine,) = {seen["refused"][number] for seen in found}
+        name, _, figures = words.partition(" is ")
+        assert mine.startswith(f"{name} is ")
+        value = float(figures.split()[0].rstrip(","))
+        assert float(mine.partition(" is ")[2].split()[0].rstrip(",")) == pytest.approx(value, rel=1e-3)
+    assert rows == [4] and "rows.jsonl:5" in blame and "response token 3 of 14" in blame
+    assert sorted(seen["refused"][3][0] for seen in found) == [[]] * (ranks - 1) + [[4]]
+    (telling,) = [seen["refused"][3][1] for seen in found if seen["refused"][3][0]]
+    assert telling.partition(": ")[2] == blame.partition(": ")[2]
+    for seen, other in zip(found, plain, strict=True):
+        assert seen["loss"] == other["loss"] and seen["norm"] == other["norm"]
+        for kind in ("weights", "moments"):
+            assert all(torch.equal(value, other[kind][name]) for name, value in seen[kind].items())
 
 
 @pytest.mark.parametrize("ranks", SPLIT)

@@ -244,8 +244,11 @@ for times in range(int(sys.argv[2])):
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_offline_writes_a_run_and_a_resume_keeps_its_id(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, "wandb")
-    done = run_trackers(recipe, tmp_path, 2, WANDB_MODE="offline")
+    key = "canary0" + "0" * 33
+    done = run_trackers(recipe, tmp_path, 2, WANDB_MODE="offline", WANDB_API_KEY=key, HF_TOKEN=key[::-1])
     assert done.returncode == 0, done.stderr
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(key.encode() in content or key[::-1].encode() in content for content in written)
     files = sorted((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gopd
 from conftest import SPECIAL, MakeModel
 from gopd import loop
+from gopd.cli import main
 from gopd.console import Display
 from gopd.recipe_file import load_recipe, parse_recipe
 from gopd.setup import LocalRoles, prepare
@@ -31,6 +32,7 @@ from runs import (
     saved_steps,
     sft_tree,
     student_weights,
+    write_recipe,
     write_rows,
 )
 
@@ -411,3 +413,26 @@ def test_it_runs_in_another_thread_too(models: list[Path], tmp_path: Path) -> No
     with ThreadPoolExecutor(1) as pool:
         _, metrics = pool.submit(run, opd_tree(tmp_path, models[0], {"a": models[1]})).result()
     assert [entry["step"] for entry in metrics] == [1, 2, 3]
+
+
+def test_json_lines_are_those_of_the_run_folder(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else is on standard output; what people read is on standard error."""
+    student, teacher, _ = models
+    sections: Tree = {"validation": held_out(tmp_path, every=1), "train": {"steps": 2, "prompts_per_step": 2}}
+    tree = opd_tree(tmp_path, student, {"only": teacher}, **sections)
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    for resume in ([], ["--resume"]):
+        assert main(["train", str(recipe), "--json", *resume]) == 0
+        said = capsys.readouterr()
+        events = [json.loads(line) for line in said.out.splitlines()]
+        folder = tmp_path / "runs" / "run"
+        assert events.pop() == {"event": "finished", "run_folder": str(folder)}
+        if resume:
+            assert events == [] and "this run is finished" in said.err
+            break
+        steps = [event for event in events if event.pop("event") == "step"]
+        assert steps == [{**entry, "steps": 2} for entry in lines(folder / "metrics.jsonl")]
+        assert [event for event in events if event not in steps] == lines(folder / "validation.jsonl")
+        assert "step 2/2" in said.err and "run folder" in said.err

@@ -14,6 +14,7 @@ import pytest
 from gopd import sandbox, verify
 from gopd.errors import BadInput
 from gopd.verify import code, math
+from gopd.verify._values import decode
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -176,6 +177,7 @@ def test_an_endless_function_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> N
         ([0.5, 1.5], "def f(i): return i + 0.51", False),
         ([10**30], "def f(i): return 10**30", True),
         ([10**30], "def f(i): return 10**30 + 1", False),
+        ([0.5], "def f(i): return 10**400", False),
         ([{"a": [1, None]}], "def f(i): return {'a': [1, None]}", True),
         ([{"a": 1}], "def f(i): return {'a': 1, 'b': 2}", False),
         (["1"], "def f(i): return 1", False),
@@ -203,6 +205,41 @@ def test_what_a_program_prints_cannot_pass_for_what_it_returns() -> None:
     forger += "        except OSError: pass\n    os._exit(0)"
     assert not returns([7], forger)
     assert not returns([7], "import os\nos.write(1, b'7\\n')\nprint(7)\nos._exit(0)")
+
+
+def _answered(value: str, seconds: str = "0.0") -> str:
+    """A program that takes the harness's token and channel from its frames and sends this as the result of a call."""
+    return (
+        "import os, sys\nframe = sys._getframe()\nwhile 'channel' not in frame.f_locals: frame = frame.f_back\n"
+        "there = frame.f_locals\n"
+        f"text = there['request']['token'] + ' {{\"value\": ' + {value} + ', \"seconds\": {seconds}}}\\n'\n"
+        "os.write(there['channel'], text.encode())\nos._exit(0)"
+    )
+
+
+def test_what_a_program_sends_in_the_harness_name_is_data_like_any_other() -> None:
+    """It passes only where it is the right value, and cannot make the grader raise or compute for long."""
+    assert returns([7], _answered("'7'"))
+    assert not returns([7], _answered("'8'"))
+    assert not returns([7], _answered("'7'", seconds="1" + "0" * 400))
+    assert not returns([7], _answered("'{\"complex\": [1' + '0' * 400 + ', 0]}'"))
+    multiples = "','.join(str(k * (2**61 - 1)) for k in range(2000))"
+    assert not returns([7], _answered(f"'{{\"set\": [' + {multiples} + ']}}'"))
+
+
+def test_values_made_to_be_slow_are_refused() -> None:
+    same = [{"int": hex(k * (2**61 - 1))} for k in range(101)]
+    trees: list[Any] = [{"set": same}, {"frozenset": same}, {"dict": [[key, 0] for key in same]}]
+    for tree in trees:
+        with pytest.raises(ValueError, match="equal hash"):
+            decode(tree)
+    assert len(decode({"set": list(range(100_000))})) == 100_000
+
+
+def test_a_value_much_longer_than_what_is_expected_is_not_read() -> None:
+    problem = code.parse_ground_truth(json.dumps({"fn_name": "f", "inputs": [[0]], "outputs": [7]}))
+    judged = code.judge(problem, fenced("def f(i): return [[]] * 100000"))
+    assert judged.reason == "output-limit"
 
 
 def test_expected_values_never_enter_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import gopd
 from gopd import objective, sandbox
+from gopd.report.command import write_report
+from gopd.rows import resolve
+from gopd.tracking import read_metrics
 from gopd.verify import code, math
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
@@ -20,8 +23,8 @@ What programs call, from the docstrings (`python tools/site_api.py` writes this 
 def entry(name: str, thing: object) -> str:
     """A heading, the signature, the docstring as it is."""
     assert callable(thing)
-    words = f"{name}{inspect.signature(thing)}"
-    return f"## {name}\n\n```python\n{spread(words.replace(chr(39), ''))}\n```\n\n{inspect.getdoc(thing)}\n"
+    words = re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{inspect.signature(thing)}")
+    return f"## {name}\n\n```python\n{spread(words)}\n```\n\n{inspect.getdoc(thing)}\n"
 
 
 def spread(words: str) -> str:
@@ -35,7 +38,13 @@ def spread(words: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    things = {"gopd.load_recipe": gopd.load_recipe, "gopd.train": gopd.train}
+    things = {
+        "gopd.load_recipe": gopd.load_recipe,
+        "gopd.train": gopd.train,
+        "gopd.push_to_hub": gopd.push_to_hub,
+    }
+    things |= {"gopd.report.command.write_report": write_report, "gopd.tracking.read_metrics": read_metrics}
+    things |= {"gopd.rows.resolve": resolve}
     things |= {
         f"gopd.objective.{name}": thing
         for name, thing in vars(objective).items()

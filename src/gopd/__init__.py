@@ -15,7 +15,7 @@ from gopd.errors import BadInput, Interrupted, RunFailed
 if TYPE_CHECKING:
     from gopd.recipe import AnyRecipe
 
-__all__ = ["BadInput", "Interrupted", "RunFailed", "load_recipe", "train"]
+__all__ = ["BadInput", "Interrupted", "RunFailed", "load_recipe", "push_to_hub", "train"]
 
 __version__ = "0.1.0"
 
@@ -40,3 +40,22 @@ def train(recipe: AnyRecipe, *, resume: bool = False, cluster: str | None = None
     from gopd import loop
 
     return loop.train(recipe, resume=resume, cluster=cluster)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload by gopd",
+) -> str:
+    """Uploads a run's student, or any model folder, to `OWNER/NAME` on the Hugging Face Hub; returns the commit's URL.
+
+    A repository that is not there is made (`private` or public), and so is the branch `revision`. The token is the
+    one that huggingface_hub finds (`HF_TOKEN`, `hf auth login`). Raises BadInput before anything is sent, RunFailed
+    when the Hub refuses or cannot be reached; a commit arrives whole or not at all.
+    """
+    from gopd import publish
+
+    return publish.push_to_hub(folder, repo_id, private=private, revision=revision, message=message)

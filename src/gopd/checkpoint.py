@@ -6,6 +6,7 @@
     versions.json          what it ran with
     metrics.jsonl          one line per step          (gopd.tracking.Metrics)
     validation.jsonl       one line per validation    (gopd.tracking.Metrics)
+    skipped.jsonl          one line per optimizer step that was skipped, if any
     rollouts/              Parquet, per-token numbers (gopd.tracking.write_rollouts)
     validation/            the responses of validations, a folder per model
     checkpoints/step-…/    weights, state.json, checksums.json
@@ -41,9 +42,10 @@ MAY_DIFFER = (
     "tracking.profile: ",
     "checkpoint.keep_last: ",
     "cluster.",
+    "guard.",
 )
-"""How recipe keys begin that a resumed run may change: none can touch the weights (but for rounding, by `cluster`) or
-the metrics already written."""
+"""How recipe keys begin that a resumed run may change: none can touch the metrics already written, or the weights, but
+for rounding (`cluster`) and steps to come that are refused (`guard`: a run it has stopped must be able to go on)."""
 PACKAGES = ("gopd", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 _LOCK, _RECIPE, _VERSIONS = ".lock", "recipe.yaml", "versions.json"
@@ -109,6 +111,11 @@ class RunFolder:
     def validation(self) -> Path:
         """Validation results, one line each."""
         return self.path / "validation.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """Optimizer steps that were skipped, with their rows, one line each."""
+        return self.path / "skipped.jsonl"
 
     @property
     def profile(self) -> Path:

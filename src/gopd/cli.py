@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gopd.commands import whole_parser
 from gopd.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, BadInput, Interrupted, RunFailed
+from gopd.masking import mask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,15 +44,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _complain(options: argparse.Namespace, message: object, code: int) -> int:
     if options.debug:
-        traceback.print_exc()
-    print(f"gopd: {message}", file=sys.stderr)
+        print(mask(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"gopd: {mask(str(message))}", file=sys.stderr)
     return code
 
 
 def _unexpected(error: Exception) -> str:
     """What to say of an error that nobody foresaw; where it happened is kept in a file."""
     with tempfile.NamedTemporaryFile("w", prefix="gopd-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(mask("".join(traceback.format_exception(error))))
     what = "".join(traceback.format_exception_only(error)).strip()
     return f"this should not have happened: {what}; please report it with {file.name}, which says where"
 

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -14,6 +16,7 @@ from rich.table import Table
 from gopd.cost import Limits
 from gopd.live import LiveProgress
 from gopd.profile import PhaseProfile
+from gopd.tracking import json_line
 from gopd.validate import Domain, Validation
 
 PLAIN_WIDTH = 200
@@ -26,6 +29,7 @@ STEP_FIGURES = {
     "response_tokens/mean": "tokens",
     "truncated": "truncated",
     "grad_norm": "grad",
+    "skipped": "skipped",
 }
 """Figures of a step's line, with their short names there."""
 
@@ -121,6 +125,31 @@ class Display:
                 p.name, f"{p.seconds:.3g}", f"{p.share:.0%}", *needed, p.bound or "", f"{p.peak_gb:.2f}"
             )
         self.console.print(table)
+
+
+class JsonDisplay(Display):
+    """What happens as JSON lines on standard output, for programs; everything else goes to standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH))
+
+    def step(self, step: int, total: int | None, figures: Mapping[str, float], seconds: float) -> None:
+        """The figures of `metrics.jsonl`."""
+        super().step(step, total, figures, seconds)
+        _emit("step", {"step": step, "steps": total, **figures})
+
+    def validation(self, result: Validation) -> None:
+        """The figures of `validation.jsonl`."""
+        super().validation(result)
+        _emit("validation", result.entry())
+
+    def finished(self, run_folder: Path) -> None:
+        """The last line of a run that ended well."""
+        _emit("finished", {"run_folder": str(run_folder)})
+
+
+def _emit(event: str, figures: Mapping[str, Any]) -> None:
+    print(json_line({"event": event, **figures}), flush=True)
 
 
 class Phase:

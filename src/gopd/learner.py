@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gopd.culprits import describe_culprits, find_culprits
 from gopd.errors import RunFailed
+from gopd.guard import NONE, Bounds, token_kls
 from gopd.logprobs import Projection, Target, chunks, linear_logprobs, linear_loss
 from gopd.loss import MicroBatchLoss
 from gopd.model import LanguageModel
@@ -42,12 +44,16 @@ class NonFinite(RunFailed):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimizer step did. `reports` has one entry per rollout, in order; None where nothing was learned."""
+    """What one optimizer step did. `reports` has one entry per rollout, in order; None where nothing was learned.
+
+    `refused` says what was out of bounds, and then nothing was done.
+    """
 
     loss: float
     grad_norm: float
     lr: float
     reports: list[TokenReport | None]
+    refused: str | None = None
 
 
 class Learner:
@@ -106,16 +112,30 @@ class Learner:
         scores: Sequence[Scores | None],
         terms: Sequence[TokenTerms | None],
         done: Callable[[int], None] = lambda rows: None,
+        bounds: Bounds = NONE,
     ) -> Update:
         """One optimizer step on the whole of `rollouts`: forward and backward by micro-batch, clip, step.
 
         The loss is aggregated over all rows, so micro-batching does not change it; rows without terms add 0 to it, and
         no pass is made for them. `done` is called with the number of rows finished after each micro-batch. Raises
-        NonFinite before the weights are touched.
+        NonFinite, or returns with `refused` what is out of bounds, before weights, optimizer and schedule are touched.
         """
         torch.manual_seed(_seed(self.recipe.train.seed, self.updates, self.ranks.rank))
         self.student.module.train(self._training_mode)
-        self.optimizer.zero_grad(set_to_none=True)  # an update that raised leaves gradients
+        try:
+            return self._update(rollouts, scores, terms, done, bounds)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.student.module.eval()
+
+    def _update(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Scores | None],
+        terms: Sequence[TokenTerms | None],
+        done: Callable[[int], None],
+        bounds: Bounds,
+    ) -> Update:
         lengths_B = torch.tensor([len(r.response_ids) for r in rollouts])
         factors_B = aggregation_weights(lengths_B, self.aggregation).float()
         loss, reports, spoiled = 0.0, dict[int, TokenReport](), list[int]()
@@ -132,21 +152,46 @@ class Learner:
             done(len(reports))
         loss = self.ranks.total(loss)
         if not math.isfinite(loss):
-            raise NonFinite(f"the loss is {loss} in optimizer step {self.updates + 1}", spoiled)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optim.grad_clip))
-        if not torch.isfinite(norm):
+            raise self._spoiled(loss, {i: (rollouts[i], reports[i]) for i in spoiled})
+        norm = float(
+            whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optim.grad_clip))
+        )
+        if not math.isfinite(norm):
             raise NonFinite(
-                f"the gradient norm is {float(norm)} in optimizer step {self.updates + 1}",
+                f"the gradient norm is {norm} in optimizer step {self.updates + 1}; lower optim.lr, or look for logits "
+                "and advantages that are very large",
                 list(range(len(rollouts))),
             )
-        lr = self.lr(self.updates)
+        kl = self._mean_kl(reports.values()) if bounds.measures_kl else 0.0
+        lr, refused = self.lr(self.updates), bounds.passed(loss, norm, kl)
+        if refused is None:
+            self._step(lr)
+        return Update(loss, norm, lr, [reports.get(i) for i in range(len(rollouts))], refused)
+
+    def _step(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        self.student.module.eval()
-        return Update(loss, float(norm), lr, [reports.get(i) for i in range(len(rollouts))])
+
+    def _spoiled(self, loss: float, rows: Mapping[int, tuple[Rollout, TokenReport]]) -> NonFinite:
+        """Names the row and token to blame where numbers tell; `rows` are those of micro-batches that are spoiled."""
+        message = f"the loss is {loss} in optimizer step {self.updates + 1}"
+        if not (found := find_culprits(rows)):
+            return NonFinite(message, list(rows))
+        tokenizer = self.student.tokenizer
+        words = describe_culprits(
+            found,
+            {i: rollout for i, (rollout, _) in rows.items()},
+            lambda token: str(tokenizer.decode([token])),
+        )
+        return NonFinite(f"{message}: {words}", list(found))
+
+    def _mean_kl(self, reports: Iterable[TokenReport]) -> float:
+        """Over all tokens of all ranks that have one; 0 where none has."""
+        known = [kl_R for report in reports if (kl_R := token_kls(report)) is not None]
+        total = self.ranks.total(sum(float(kl_R.double().sum()) for kl_R in known))
+        return total / max(1.0, self.ranks.total(float(sum(map(len, known)))))
 
     def lr(self, update: int) -> float:
         """Learning rate of optimizer step `update`, counted from 0: linear warm-up, then the schedule."""

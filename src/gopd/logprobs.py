@@ -132,7 +132,10 @@ class Target:
             return teacher_CV, TokenScores(teacher_C, None, None)
         reference_CV = self.reference.logprobs(tokens, temperature, scratch, "reference")
         reference_C = _pick(reference_CV, ids_C)
-        mixed_CV = teacher_CV.mul_(self.reward_scale).add_(reference_CV, alpha=1 - self.reward_scale)
+        if self.reward_scale == 0:  # the teacher cancels, and would not where it says −inf
+            mixed_CV = reference_CV
+        else:
+            mixed_CV = teacher_CV.mul_(self.reward_scale).add_(reference_CV, alpha=1 - self.reward_scale)
         target_CV = torch.log_softmax(mixed_CV, -1, out=scratch.array("logits", mixed_CV.shape, mixed_CV))
         partition_C = mixed_CV.amax(-1) - target_CV.amax(-1)
         return target_CV, TokenScores(teacher_C, reference_C, partition_C)

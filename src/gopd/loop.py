@@ -6,17 +6,19 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from gopd.attempt import Attempt, Found, set_up
+from gopd.card import student_card
 from gopd.checkpoint import RunFolder
 from gopd.collect import VALIDATION, AheadCollector, Collected, Collector
 from gopd.console import Display
-from gopd.errors import Interrupted, Lost
-from gopd.export import export_student, model_card
+from gopd.errors import Interrupted, Lost, RunFailed
+from gopd.export import export_student
 from gopd.files import atomic_write, file_name
+from gopd.guard import Guard, Row, furthest, row_entry
 from gopd.interrupt import Stop, finish_step_on_interrupt
 from gopd.learner import NonFinite, Update
 from gopd.methods.batch import Batch
@@ -89,6 +91,10 @@ class Job:
     roles: Roles
     trackers: Trackers
     best: tuple[int, float] | None = None
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.recipe.guard)
 
     def run(self, found: Found | None, stop: Stop) -> None:
         """From the start, or from the checkpoint found, to the last step."""
@@ -105,7 +111,9 @@ class Job:
                     batch = Batch.of(
                         self.recipe, got.rollouts, got.scores, exact=self._exact(step, got.version)
                     )
+                    before = self.roles.learner.updates
                     updates, reports = self._update(step, batch, got.clock)
+                    skipped = len(batch.parts()) - (self.roles.learner.updates - before)
                     if self.roles.apart:
                         with got.clock.phase("sync"):
                             self.roles.publish(step)
@@ -113,6 +121,8 @@ class Job:
                     figures = step_metrics(batch, updates, got.staleness(step)) | got.clock.metrics()
                     if not batch.exact:
                         figures |= gap_metrics(got.rollouts, reports)
+                    if self.recipe.guard.action == "skip":
+                        figures["skipped"] = skipped
                     metrics.append({"step": step, **figures})
                     self.trackers.log(step, figures)
                     self._keep_rollouts(step, got, reports)
@@ -131,20 +141,29 @@ class Job:
         return self.roles.sampler.exact and version == step - 1
 
     def _update(self, step: int, batch: Batch, clock: Clock) -> tuple[list[Update], list[TokenReport | None]]:
-        """The step's optimizer steps, those after the first off-policy, and each rollout's first report."""
+        """The step's optimizer steps, those after the first off-policy, and each rollout's first report.
+
+        One whose numbers are not finite is missing, if the guard lets the run go on.
+        """
         learner, parts, updates = self.roles.learner, batch.parts(), list[Update]()
         reports: list[TokenReport | None] = [None] * len(batch.rollouts)
         with clock.phase("update"), self.display.phase("updating", sum(map(len, parts))) as bar:
-            old, before = batch.old_logprobs(learner.logprobs), 0
+            old, before, first = batch.old_logprobs(learner.logprobs), 0, learner.updates
             for part in parts:
                 rollouts, scores = [batch.rollouts[i] for i in part], [batch.scores[i] for i in part]
-                terms = batch.terms(part, old if updates else None)
-                try:
-                    update = learner.update(rollouts, scores, terms, partial(bar.rows, before=before))
-                except NonFinite as error:
-                    raise self._dump(step, error, [rollouts[i] for i in error.rows]) from error
-                updates.append(update)
+                terms = batch.terms(part, old if learner.updates > first else None)
+                progress = partial(bar.rows, before=before)
                 before += len(part)
+                try:
+                    update = learner.update(rollouts, scores, terms, progress, self.guard.bounds())
+                except NonFinite as error:
+                    self._refuse(step, str(error), [(rollouts[i], None) for i in error.rows])
+                    continue
+                if update.refused is not None:
+                    self._refuse(step, update.refused, furthest(rollouts, update.reports))
+                elif any(update.reports):
+                    self.guard.made(update.loss, update.grad_norm)
+                updates.append(update)
                 for i, report in zip(part, update.reports, strict=True):
                     reports[i] = reports[i] or report
         learned = [batch.rollouts[i] for part in parts for i in part if batch.teaches(i)]
@@ -160,7 +179,12 @@ class Job:
         new_best = self.recipe.checkpoint.keep_best and self.best != best
         if last or stop.requested or new_best or (every and step % every == 0):
             best_step, best_score = self.best or (None, None)
-            state = {"updates": self.roles.learner.updates, "best_step": best_step, "best_score": best_score}
+            state = {
+                "updates": self.roles.learner.updates,
+                "best_step": best_step,
+                "best_score": best_score,
+                "guard": self.guard.state(),
+            }
             self.run_folder.save(step, self.roles.learner.save, state)
         if stop.requested and not last:
             self._show_profile()
@@ -256,10 +280,12 @@ class Job:
             self.roles.learner.load(folder, state["updates"])
             if self.roles.apart:
                 self.roles.publish(step)
+            if "guard" in state:  # checkpoints of earlier versions have none
+                self.guard.take_up(state["guard"])
             if state["best_step"] is not None:
                 self.best = (state["best_step"], state["best_score"])
             self.display.say(f"resuming after step {step} of {self.task.total_steps}")
-        for path in (self.run_folder.metrics, self.run_folder.validation):
+        for path in (self.run_folder.metrics, self.run_folder.validation, self.run_folder.skipped):
             Metrics(path).rewind(step if found else -1)
         for folder in (self.run_folder.rollouts, *self.run_folder.validation_rollouts.glob("*")):
             rewind_rollouts(folder, step if found else -1)
@@ -269,7 +295,7 @@ class Job:
         results = [Validation.from_entry(e) for e in read_metrics(self.run_folder.validation)]
         students = [r for r in results if r.model == "student"]
         last = students[-1] if students else None
-        card = model_card(self.recipe, self.task.total_steps, last)
+        card = student_card(self.recipe, self.task.total_steps, last)
         export_student(self.roles.learner, self.task.tokenizer, card, self.run_folder.student)
         if last is not None:
             rows = [("student before", s) for s in students[:1] if s.step == 0]
@@ -283,20 +309,16 @@ class Job:
             atomic_write(self.run_folder.profile, json.dumps(self.roles.profiler.entry(), indent=1) + "\n")
             self.display.profile(self.roles.profiler.phases(), self.roles.profiler.limits)
 
-    def _dump(self, step: int, error: NonFinite, rollouts: list[Rollout]) -> NonFinite:
+    def _refuse(self, step: int, reason: str, rows: Sequence[Row]) -> None:
+        """Goes on without an optimizer step, its first rows noted; or raises RunFailed."""
+        entries = [row_entry(*row) for row in rows[: self.recipe.tracking.rollouts_limit]]
+        if self.guard.skips():
+            self.display.say(f"warning: step {step}: an optimizer step was skipped: {reason}")
+            Metrics(self.run_folder.skipped).append({"step": step, "reason": reason, "rows": entries})
+            return
         path = self.run_folder.path / f"failure-step-{step:08d}.jsonl"
-        rows = [
-            {
-                "where": r.prompt.where,
-                "route": r.prompt.route,
-                "prompt_ids": r.prompt_ids,
-                "response_ids": r.response_ids,
-            }
-            for r in rollouts
-        ]
-        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
-        message = (
-            f"{error}; training stopped at step {step}, and every checkpoint saved before is intact; "
-            f"rows involved: {path}"
+        atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        raise RunFailed(
+            f"{reason}; training stopped at step {step}, and every checkpoint saved before is intact; "
+            f"{self.guard.mend()}; rows involved: {path}"
         )
-        return NonFinite(message, error.rows)

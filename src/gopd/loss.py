@@ -40,22 +40,23 @@ class MicroBatchLoss:
         device = self.weight_T.device
         self._constant_T = torch.cat([t.constant_R for t in self.terms]).to(device)
         self._own_T = torch.tensor([t.own for t in self.terms], device=device)[self.packed.row_T]
-        self._sampler_T = self._column([t.sampler_logprobs_R for t in self.terms])
+        self._sampler = self._column([t.sampler_logprobs_R for t in self.terms])
         found = [t.surrogate for t in self.terms]
         own = self.weight_T.new_tensor
         self._surrogates = _Surrogates(found, self.packed.row_T, own, self._column) if any(found) else None
 
-    def _column(self, rows: Sequence[Tensor | None]) -> Tensor | None:
-        """Numbers of some rows, with NaN for the tokens of the others; None when no row has any."""
+    def _column(self, rows: Sequence[Tensor | None]) -> _Column | None:
+        """Numbers of some rows; None when no row has any."""
         if all(row is None for row in rows):
             return None
-        lengths = self.packed.response_lengths
+        lengths, device = self.packed.response_lengths, self.weight_T.device
         filled = [torch.full((n,), math.nan) if r is None else r for r, n in zip(rows, lengths, strict=True)]
-        return torch.cat(filled).to(self.weight_T.device)
+        given_T = torch.tensor([row is not None for row in rows], device=device)[self.packed.row_T]
+        return _Column(torch.cat(filled).to(device), given_T)
 
     def prepare(self, projection: Projection) -> None:
         """Sequence-level correction needs whole responses before the first chunk: one more pass of the head."""
-        if self._sampler_T is not None and self.correction.level == "sequence":
+        if self._sampler is not None and self.correction.level == "sequence":
             detached = Projection(projection.hidden_TD.detach(), projection.head_VD)
             train_T = linear_logprobs(detached, self.packed.targets_T, self.temperature)
             self._sequence_T = self._correct(train_T, slice(None))
@@ -69,7 +70,7 @@ class MicroBatchLoss:
         seen = _Seen(student_C, objective.entropy(logprobs_CV, chunk.probs_CV, out=work_CV))
         self._seen.append(seen)
         weight_C = self.weight_T[tokens]
-        if self._sampler_T is not None:
+        if self._sampler is not None:
             seen.correction_C = self._correction(student_C, tokens)
             weight_C = weight_C * seen.correction_C
         if self.target is None:
@@ -111,14 +112,19 @@ class MicroBatchLoss:
 
         A surrogate's ratio already leads from the weights that sampled to the present ones.
         """
-        assert self._sampler_T is not None
-        how, sampler = self.correction, self._sampler_T[tokens]
+        assert self._sampler is not None
+        how = self.correction
         if self._surrogates is not None:
             train = self._surrogates.old(tokens, train)
         weights = objective.correction_weights(
-            train, sampler, self.packed.row_T[tokens], level=how.level, cap=how.cap, beyond=how.beyond
+            train,
+            self._sampler.values_T[tokens],
+            self.packed.row_T[tokens],
+            level=how.level,
+            cap=how.cap,
+            beyond=how.beyond,
         )
-        return torch.where(sampler.isnan(), 1.0, weights)
+        return torch.where(self._sampler.given_T[tokens], weights, 1.0)
 
     def reports(self) -> list[TokenReport]:
         """What was seen at every token, row by row, on the CPU; scores now have their log-probs."""
@@ -145,6 +151,14 @@ class MicroBatchLoss:
         ]
 
 
+@dataclass(frozen=True)
+class _Column:
+    """Numbers of some rows, token by token, and which tokens have one: a number that is given may be NaN."""
+
+    values_T: Tensor
+    given_T: Tensor
+
+
 @dataclass
 class _Seen:
     """What one chunk showed; [C] each."""
@@ -168,7 +182,7 @@ class _Surrogates:
         rows: Sequence[Surrogate | None],
         row_T: Tensor,
         numbers: Callable[[Sequence[float]], Tensor],
-        column: Callable[[Sequence[Tensor | None]], Tensor | None],
+        column: Callable[[Sequence[Tensor | None]], _Column | None],
     ) -> None:
         def constant(values: Sequence[float]) -> Tensor:
             return numbers(values)[row_T]
@@ -177,12 +191,12 @@ class _Surrogates:
         self._low_T = constant([0.0 if row is None else row.clip_low for row in rows])
         self._high_T = constant([0.0 if row is None else row.clip_high for row in rows])
         self._kl_weight_T = constant([0.0 if row is None else row.kl_weight for row in rows])
-        self._old_T = column([None if row is None else row.old_logprobs_R for row in rows])
-        self._reference_T = column([None if row is None else row.reference_logprobs_R for row in rows])
+        self._old = column([None if row is None else row.old_logprobs_R for row in rows])
+        self._reference = column([None if row is None else row.reference_logprobs_R for row in rows])
 
     def old(self, tokens: slice, student_C: Tensor) -> Tensor:
         """Log-probs under the weights that sampled; the student's own where those are the present ones."""
-        return _filled_up(self._old_T, tokens, student_C)
+        return _filled_up(self._old, tokens, student_C)
 
     def __call__(
         self, tokens: slice, student_C: Tensor, advantage_C: Tensor, seen: _Seen
@@ -192,8 +206,8 @@ class _Surrogates:
         old_C = self.old(tokens, student_C)
         loss_C, slope_C, seen.ratio_C = objective.clipped_surrogate(student_C, old_C, advantage_C, *bounds)
         seen.clipped_C = (slope_C == 0) & (advantage_C != 0)
-        if self._reference_T is not None:
-            reference_C = _filled_up(self._reference_T, tokens, student_C)
+        if self._reference is not None:
+            reference_C = _filled_up(self._reference, tokens, student_C)
             seen.reference_kl_C, kl_slope_C = objective.k3(student_C, reference_C)
             weight_C = self._kl_weight_T[tokens]
             loss_C, slope_C = loss_C + weight_C * seen.reference_kl_C, slope_C + weight_C * kl_slope_C
@@ -202,12 +216,11 @@ class _Surrogates:
         return torch.where(applies_C, loss_C, plain_C), torch.where(applies_C, slope_C, advantage_C)
 
 
-def _filled_up(column_T: Tensor | None, tokens: slice, values_C: Tensor) -> Tensor:
+def _filled_up(column: _Column | None, tokens: slice, values_C: Tensor) -> Tensor:
     """A column's tokens, with other values where it has none."""
-    if column_T is None:
+    if column is None:
         return values_C
-    column_C = column_T[tokens]
-    return torch.where(column_C.isnan(), values_C, column_C)
+    return torch.where(column.given_T[tokens], column.values_T[tokens], values_C)
 
 
 def _join(parts: list[_Seen]) -> _Seen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gopd.card import merge_card
 from gopd.errors import BadInput
 from gopd.files import atomic_folder
 from gopd.model import load_config, load_tokenizer, model_source
@@ -71,7 +71,7 @@ def merge(
                     progress(done, len(first.where))
                 save_file(merged, target / file, metadata={"format": "pt"})
             _copy_rest(folders[0], target)
-            (target / "README.md").write_text(_card(models, base, alpha), encoding="utf-8")
+            (target / "README.md").write_text(merge_card(models, base, alpha), encoding="utf-8")
 
 
 class _Checkpoint:
@@ -172,15 +172,3 @@ def _rest(source: Path) -> Iterator[Path]:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model"):
             yield path
-
-
-def _card(models: Sequence[str], base: str | None, alpha: float) -> str:
-    """What was merged and how."""
-    lines = ["---", "library_name: transformers", "tags: [merge, gopd]", "---", "", "# Merged by gopd", ""]
-    lines.append(f"The average of {len(models)} models:" if len(models) > 1 else "From the model:")
-    lines += ["", *(f"- `{name}`" for name in models)]
-    if base is not None:
-        lines += ["", f"extrapolated from `{base}` by α = {alpha:g}: θ + α(θ − θ_base)."]
-    return "\n".join(
-        [*lines, "", "```json", json.dumps({"models": list(models), "base": base, "alpha": alpha}), "```", ""]
-    )

@@ -43,6 +43,8 @@ def advantages(
     if reference_logprobs is None:
         raise ValueError(f"reward_scale {reward_scale} needs reference_logprobs; only λ = 1 does without")
     reference = reference_logprobs.detach()
+    if reward_scale == 0:  # the teacher cancels, whatever it says
+        return reference - own
     return (teacher - own) + (reward_scale - 1) * (teacher - reference)
 
 
@@ -55,6 +57,8 @@ def target_logprobs(teacher_logits: Tensor, reference_logits: Tensor | None, rew
         return wide(teacher_logits).log_softmax(-1)
     if reference_logits is None:
         raise ValueError(f"reward_scale {reward_scale} needs reference_logits; only λ = 1 does without")
+    if reward_scale == 0:
+        return wide(reference_logits).log_softmax(-1)
     return (reward_scale * wide(teacher_logits) + (1 - reward_scale) * wide(reference_logits)).log_softmax(-1)
 
 

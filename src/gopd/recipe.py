@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from gopd.masking import refuse_secrets
 from gopd.sections import (
     Aggregation,
     CheckpointSection,
@@ -19,6 +20,7 @@ from gopd.sections import (
     DataSection,
     FrozenSection,
     GrpoSection,
+    GuardSection,
     ObjectiveSection,
     OptimSection,
     Positive,
@@ -47,15 +49,37 @@ class Recipe(Section):
     validation: ValidationSection | None = None
     optim: OptimSection = OptimSection()
     train: TrainSection
+    guard: GuardSection = GuardSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> Self:
+        refuse_secrets(self.model_dump(mode="json"))
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
         if self.checkpoint.keep_best and self.validation is None:
             raise ValueError("checkpoint.keep_best needs a validation section to tell which is best")
         return self
+
+    @model_validator(mode="after")
+    def _guarded_is_known(self) -> Self:
+        if self.guard.loss is not None and (why := self._loss_without_meaning()) is not None:
+            raise ValueError(f"guard.loss: {why}; use guard.grad_norm or guard.kl")
+        if self.guard.kl is not None and (why := self._kl_unknown()) is not None:
+            raise ValueError(f"guard.kl: {why}; use guard.grad_norm")
+        return self
+
+    def _loss_without_meaning(self) -> str | None:
+        """Why the value of the loss says nothing, where that is so."""
+        return None
+
+    def _kl_unknown(self) -> str | None:
+        """Why no KL is measured in training, where that is so."""
+        return None
 
     @property
     def validation_response_tokens(self) -> int:
@@ -129,6 +153,12 @@ class SampledRecipe(Recipe):
     def learns_from_reward(self, route: str | None) -> bool:
         """Whether the verifier's reward is in the loss of this route's rows."""
         return not self.has_teacher(route)
+
+    def _loss_without_meaning(self) -> str | None:
+        return "the loss of method grpo is about 0 whatever happens"
+
+    def _kl_unknown(self) -> str | None:
+        return None if self.grpo.kl_weight > 0 else "without grpo.kl_weight no reference is asked"
 
     def _check_groups(self, key: str) -> None:
         if self.sampler.samples_per_prompt == 1:
@@ -218,6 +248,17 @@ class OpdRecipe(SampledRecipe):
         """Whether the verifier's reward is in the loss of this route's rows."""
         return self.objective.reward_weight > 0 or super().learns_from_reward(route)
 
+    def _loss_without_meaning(self) -> str | None:
+        if self.objective.estimator != "sampled":
+            return None
+        return "the loss of estimator sampled is no distance and may have any sign"
+
+    def _kl_unknown(self) -> str | None:
+        for route in self.teachers:
+            if self.reward_scale(route) != 1 and any(spec.server for spec in self.frozen(route).values()):
+                return f"a server scores for teacher {route}, and with λ other than 1 log Z is then not known"
+        return None
+
     def reward_scale(self, route: str) -> float:
         """The reward scale λ of one teacher."""
         own = self.teachers[route].reward_scale
@@ -273,6 +314,9 @@ class SftRecipe(Recipe):
 
     method: Literal["sft"]
     aggregation: Aggregation = "token-mean"
+
+    def _kl_unknown(self) -> str | None:
+        return "method sft compares with no other model"
 
 
 AnyRecipe = OpdRecipe | GrpoRecipe | SftRecipe

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gopd.errors import BadInput
+from gopd.masking import refuse_secrets
 from gopd.recipe import RECIPES, AnyRecipe, Recipe
 
 MOST_VALUES = 100_000
@@ -76,6 +77,10 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def parse_recipe(tree: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
     """Checks a tree of plain values and returns the recipe; raises BadInput naming every wrong key."""
+    try:
+        refuse_secrets(tree)  # here already, as messages about wrong values show them
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from None
     method = tree.get("method", "opd")
     if not isinstance(method, str) or method not in RECIPES:
         raise BadInput(f"{where}: unknown method {method!r}; known: {', '.join(RECIPES)}")
@@ -153,7 +158,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = tree[section] = {}
         if not isinstance(child, dict):
-            raise BadInput(f"override {override!r}: {section!r} is a value, not a section")
+            raise BadInput(f"override of {key}: {section!r} is a value, not a section")
         tree = child
     tree[last] = _parse_yaml(value, f"override {override!r}")
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from gopd.errors import BadInput, RunFailed
+from gopd.masking import MASK
 from gopd.model import Description
 from gopd.sections import RemoteSection
 
@@ -129,6 +130,12 @@ class Server:
                 f"{self.role}: server.api_key_env names {variable}, which is not set in the environment"
             )
         return {"Authorization": f"Bearer {key}"}
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat in a refusal the key that they were sent."""
+        variable = self.section.api_key_env
+        key = os.environ.get(variable) if variable is not None else None
+        return text.replace(key, MASK) if key else text
 
     def submit(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Future[Tensor]:
         """What `logprobs` gives, when it is there; so many at a time as the recipe allows."""
@@ -253,7 +260,7 @@ class Server:
                 except httpx.TransportError as error:
                     said = f"{type(error).__name__} {error}"
                     continue
-                said = f"status {response.status_code}: {' '.join(response.text.split())[:300]}"
+                said = f"status {response.status_code}: {' '.join(self._without_key(response.text).split())[:300]}"
                 if response.status_code != 429 and response.status_code < 500:
                     return self._read(form, path, response, said)
         raise RunFailed(f"{self.name}: no answer to {path} in {attempts} attempts, at last: {said}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from gopd.guard import NONE, Bounds
 from gopd.sampler import Sampler
 from gopd.types import Rollout, Scores, TokenTerms
 
@@ -63,8 +64,9 @@ class Learner(Protocol):
         scores: Sequence[Scores | None],
         terms: Sequence[TokenTerms | None],
         done: Done = silent,
+        bounds: Bounds = NONE,
     ) -> Update:
-        """One optimizer step."""
+        """One optimizer step, unless it is out of bounds."""
         ...
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:

@@ -146,6 +146,11 @@ def demonstrations(
         whole = fits and prompt.response_ended
         cut += not fits
         response_ids = [*ids, eos] if whole else ids[:limit]
+        if not response_ids:
+            raise BadInput(
+                f"{prompt.where}: the response has no token to learn from, as its text has none and it did not end; "
+                "leave the row out"
+            )
         rollouts.append(Rollout(prompt, 0, prompt_ids, response_ids, None, whole, prompt.response))
     if cut:
         log.warning(

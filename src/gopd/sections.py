@@ -5,10 +5,11 @@ Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125). 
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 Estimator = Literal["sampled", "topk", "full"]
@@ -22,7 +23,7 @@ Decay = typing.Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all recipe sections: immutable, unknown keys refused, no silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class View(Section):
@@ -51,8 +52,8 @@ class ModelSpec(Section):
 class RemoteSection(Section):
     """A vLLM server that scores in a model's place; the model's own tokenizer and configuration are still needed."""
 
-    url: str = Field(pattern=r"^https?://[^/]+")
-    """As in `http://host:8000`."""
+    url: str
+    """As in `http://host:8000`; no user, password or query, as the URL is printed and written to the run folder."""
     name: str | None = None
     """What the server calls the model; None: as in `model`."""
     timeout: float = Field(default=300.0, gt=0)
@@ -65,6 +66,16 @@ class RemoteSection(Section):
     """By how much, in nats, the log-prob of one token may differ when it is asked for again."""
     api_key_env: str | None = None
     """Environment variable that holds the key, if the server wants one."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^/?#@]+(/[^?#]*)?", url):
+            raise ValueError(
+                "expected http://HOST:PORT without user, password or query; server.api_key_env names the environment "
+                "variable that holds a key"
+            )
+        return url
 
 
 class FrozenSection(ModelSpec):
@@ -279,6 +290,24 @@ class OptimSection(Section):
     warmup_steps: NonNegative = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up: constant, or decay that would reach zero one step after the last."""
+
+
+class GuardSection(Section):
+    """Optimizer steps that are refused: always where loss or gradient are not finite, else where they pass a bound.
+
+    A refused step leaves weights, optimizer and schedule as they were, to the bit.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    """stop: the run ends with an error; skip: it goes on with the next batch."""
+    loss: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    """Largest loss, as a multiple of its running median. Only for losses that measure a distance (topk, full, SFT)."""
+    grad_norm: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    """Largest norm of the gradient before clipping, as a multiple of its running median."""
+    kl: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest mean KL of a batch, nats per token: to the target, with method grpo to the reference."""
+    patience: NonNegative = 3
+    """How many optimizer steps in a row may be skipped; one more ends the run."""
 
 
 class TrainSection(Section):

@@ -37,7 +37,7 @@ class Metrics:
         Raises RunFailed when the disk refuses.
         """
         assert isinstance(entry["step"], int)
-        line = json.dumps(_finite(entry), allow_nan=False, ensure_ascii=False) + "\n"
+        line = json_line(entry) + "\n"
         with writing(self.path), self.path.open("ab") as file:
             file.write(line.encode())
             file.flush()
@@ -51,6 +51,11 @@ class Metrics:
         kept = [line for line, entry in _entries(self.path) if entry["step"] <= step]
         if self.path.exists():
             atomic_write(self.path, b"".join(kept))
+
+
+def json_line(entry: Mapping[str, Any]) -> str:
+    """An entry on one line; numbers that are not finite are null."""
+    return json.dumps(_finite(entry), allow_nan=False, ensure_ascii=False)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,7 +49,8 @@ class Validation:
         if accuracies:
             return sum(accuracies) / len(accuracies)
         kls = [d.kl_to_target for d in self.domains.values() if d.kl_to_target is not None]
-        return -sum(kls) / len(kls) if kls else float("-inf")
+        kl = sum(kls) / len(kls) if kls else math.inf
+        return -kl if math.isfinite(kl) else -math.inf
 
     def entry(self) -> dict[str, Any]:
         """As a line of `validation.jsonl`."""
@@ -109,14 +111,21 @@ def accuracy_interval(rollouts: Sequence[Rollout]) -> tuple[float | None, float 
     return float(means.mean()), low, high
 
 
-def kl_interval(rollouts: Sequence[Rollout], kl_sums: Sequence[float]) -> tuple[float, float, float]:
-    """Mean KL per token, Σ kl / Σ tokens, with a 95% bootstrap interval over problems (fixed seed)."""
+def kl_interval(
+    rollouts: Sequence[Rollout], kl_sums: Sequence[float]
+) -> tuple[float, float | None, float | None]:
+    """Mean KL per token, Σ kl / Σ tokens, with a 95% bootstrap interval over problems (fixed seed).
+
+    There is no interval where a KL is not finite.
+    """
     problems = sorted({r.prompt.index for r in rollouts})
     place = {index: i for i, index in enumerate(problems)}
     kl_B, tokens_B = np.zeros(len(problems)), np.zeros(len(problems))
     for rollout, kl in zip(rollouts, kl_sums, strict=True):
         kl_B[place[rollout.prompt.index]] += kl
         tokens_B[place[rollout.prompt.index]] += len(rollout.response_ids)
+    if not np.isfinite(kl_B).all():
+        return float(kl_B.sum() / tokens_B.sum()), None, None
     generator, ratios = np.random.default_rng(0), list[float]()
     for _ in range(RESAMPLES // 100):  # in parts: a draw holds one count per problem
         times = generator.multinomial(len(problems), np.full(len(problems), 1 / len(problems)), size=100)

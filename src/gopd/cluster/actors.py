@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gopd.guard import Bounds
 from gopd.learner import Update
 from gopd.memory import keep_freed_memory
 from gopd.model import load_model
@@ -142,9 +143,10 @@ class LearnerRank(Actor):
         rollouts: Sequence[Rollout],
         scores: Sequence[Scores | None],
         terms: Sequence[TokenTerms | None],
+        bounds: Bounds,
     ) -> Update:
-        """One optimizer step; reports of this rank's rows."""
-        return self.learner.update(rollouts, scores, terms)
+        """One optimizer step, unless it is out of bounds; reports of this rank's rows."""
+        return self.learner.update(rollouts, scores, terms, bounds=bounds)
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
         """Of this rank's rows."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gopd.cluster.watch import HEALTH, Member, Watch, value
 from gopd.errors import Lost
+from gopd.guard import NONE, Bounds
 from gopd.learner import NonFinite, Update
 from gopd.roles import Done, silent
 from gopd.sharding import first_known
@@ -37,12 +38,14 @@ class LearnerGroup:
         scores: Sequence[Scores | None],
         terms: Sequence[TokenTerms | None],
         done: Done = silent,
+        bounds: Bounds = NONE,
     ) -> Update:
-        """One optimizer step on the whole of `rollouts`."""
-        updates = self._all(lambda rank, *batch: rank.update.remote(*batch), rollouts, scores, terms)
-        self.updates += 1
+        """One optimizer step on the whole of `rollouts`; refused by all ranks or by none."""
+        updates = self._all(lambda rank, *batch: rank.update.remote(*batch, bounds), rollouts, scores, terms)
         done(len(rollouts))
         first: Update = updates[0]
+        assert all((update.refused is None) == (first.refused is None) for update in updates)
+        self.updates += first.refused is None
         return replace(first, reports=first_known([update.reports for update in updates]))
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> dict[int, Tensor]:
@@ -81,7 +84,8 @@ class LearnerGroup:
                 self._check_all_live()
                 raise
         if spoiled:
-            raise NonFinite(str(spoiled[0]), sorted({row for error in spoiled for row in error.rows}))
+            telling = next((error for error in spoiled if error.rows), spoiled[0])
+            raise NonFinite(str(telling), sorted({row for error in spoiled for row in error.rows}))
         return [found[member.name] for member in self.members]
 
     def _check_all_live(self) -> None:

@@ -17,6 +17,7 @@ from gopd.commands.import_gguf import IMPORT_GGUF
 from gopd.commands.import_verl import IMPORT_VERL
 from gopd.commands.merge import MERGE
 from gopd.commands.plan import PLAN
+from gopd.commands.push import PUSH
 from gopd.commands.report import REPORT
 from gopd.commands.train import TRAIN
 from gopd.commands.watch import WATCH
@@ -27,6 +28,7 @@ COMMANDS: tuple[Command, ...] = (
     TRAIN,
     GENERATE,
     MERGE,
+    PUSH,
     EVAL,
     GRADE,
     COMPARE,

@@ -11,7 +11,8 @@ from gopd.supervise import supervise, supervised
 EXAMPLES = """examples:
   gopd train recipes/quickstart.yaml
   gopd train recipes/quickstart.yaml objective.reward_scale=1.0 tracking.name=opd
-  gopd train recipes/quickstart.yaml --resume"""
+  gopd train recipes/quickstart.yaml --resume
+  gopd train recipes/quickstart.yaml --json | jq 'select(.event == "step") | .kl_to_target'"""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="local|auto|ADDRESS",
         help="run on Ray: on this machine, on the cluster this runs in, or on the one at an address",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="steps, validations and the run folder as JSON lines on standard output; all else goes to standard error",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -30,10 +36,15 @@ def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     if options.cluster is not None and not supervised():
         return supervise(options.words, recipe.cluster.max_restarts)
+    from gopd.console import JsonDisplay
     from gopd.loop import train
 
     quiet_libraries()
-    train(recipe, resume=options.resume, cluster=options.cluster)
+    if options.json:
+        display = JsonDisplay()
+        display.finished(train(recipe, resume=options.resume, cluster=options.cluster, display=display))
+    else:
+        train(recipe, resume=options.resume, cluster=options.cluster)
     return EXIT_DONE
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd.errors import BadInput
+from gopd.masking import masked
 from gopd.recipe import OpdRecipe, Recipe, SampledRecipe
 from gopd.recipe_file import flatten, parse_recipe, read_tree
 
@@ -124,7 +125,7 @@ def _read_recipe(run: Run) -> None:
         return
     try:
         tree = read_tree(path)
-        run.settings = flatten(tree)
+        run.settings = flatten(masked(tree))
         run.recipe = parse_recipe(tree, "recipe.yaml")
     except BadInput as error:
         run.problems.append(f"recipe.yaml is not one that this version reads, so λ is not known: {error}")
@@ -189,7 +190,9 @@ def _judge(run: Run) -> None:
     if run.recipe is not None and run.recipe.validation is not None and not run.validation:
         run.problems.append("the recipe asks for validation, and validation.jsonl has none")
     for dump in sorted(run.path.glob("failure-step-*.jsonl")):
-        run.problems.append(f"training stopped at numbers that are not finite; the rows are in {dump.name}")
+        run.problems.append(
+            f"training once stopped at an optimizer step that was refused; its rows are in {dump.name}"
+        )
 
 
 def number(entry: Mapping[str, Any], key: str) -> float | None:

@@ -2,17 +2,19 @@
 
 Always: a fresh empty working folder; an environment with nothing of the caller's in it; the bare interpreter with the
 standard library only (no site-packages); limits on address space, CPU time, file size and open files, no core
-dumps; a wall-clock limit; a cap on what it may print; no process of it survives the run.
+dumps; a wall-clock limit; a cap on what it may print; no process of it survives the run, nor a zombie of one.
 
 With bubblewrap and user namespaces (`namespaces`): no network; no files but the system's libraries and Python,
 read-only; no other process in sight; user nobody; the working folder is memory of its own; a system call filter
-forbids new processes (threads are allowed), sockets, and the parts of the kernel that programs do not need. Without
+forbids new processes (threads are allowed), sockets, changes of owners, modes, times and attributes of files, and the
+parts of the kernel that programs do not need. Without
 user namespaces (`landlock`): the process confines itself by Landlock and a stricter filter. With neither nothing is
 run, unless `allow_unsandboxed` was called: then the limits are all there is, new processes escape them, and the program
 can do whatever the user can.
 
-Not protected against: a fault of the kernel itself; telling something of the machine (processor, load, time); with
-`landlock` also asking whether a path exists, and filling the disk with many small files until the run ends.
+Not protected against: a fault of the kernel itself; telling something of the machine (processor, load, time); many
+thousands of threads by bare system calls, unless with `namespaces` and not as root; with `landlock` also asking
+whether a path exists, and filling the disk with many small files until the run ends.
 
 Needs Linux. `docs/evaluation.md` says more.
 """

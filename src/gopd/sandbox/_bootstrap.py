@@ -10,10 +10,13 @@ def _run_program() -> None:
     import resource
     from _signal import alarm  # type: ignore[import-not-found]  # signal itself costs 6 ms
 
-    text_descriptor, ready_descriptor, seconds, *numbers = map(int, sys.argv[1:8])
+    text_descriptor, ready_descriptor, seconds, *numbers = map(int, sys.argv[1:10])
     alarm(seconds)
-    kinds = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
-    for kind, wanted in zip((*kinds, resource.RLIMIT_CORE), (*numbers, 0), strict=True):
+    kinds = [resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE]
+    kinds += [resource.RLIMIT_CORE, resource.RLIMIT_NPROC]
+    for kind, wanted in zip(kinds, numbers, strict=True):
+        if wanted == resource.RLIM_INFINITY:
+            continue
         hard = resource.getrlimit(kind)[1]
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         # One CPU second between the catchable limit, which tells us why, and the one that cannot be caught.

@@ -1,6 +1,6 @@
 # Where there are no namespaces this runs in the sandboxed interpreter before the bootstrap: the process confines itself
 # with Landlock and the system call filter, for good. Arguments after the bootstrap's: the descriptor of the filter, the
-# number in it that stands for the process's own id, the working folder, then what is readable.
+# number in it that stands for the process's own id, the working folder, a folder to hide, then what is readable.
 import ctypes
 import os
 import struct
@@ -13,7 +13,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many the kernel's Landlock version knows; later ones 16
 
 
-def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[str]) -> None:
+def _confine(filter_descriptor: int, stand_in: int, folder: str, hidden: str, readable: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int) -> int:
@@ -27,6 +27,18 @@ def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[
         checked(libc.syscall(_ADD, ruleset, 1, beneath, 0))
         os.close(descriptor)
 
+    def allow(path: str) -> None:
+        """Reading all beneath it but what is hidden, whose names can be seen all the same."""
+        if not os.path.isdir(path):
+            rule(_EXECUTE | _READ_FILE, path)
+        elif not hidden.startswith(f"{path}/"):
+            rule(_EXECUTE | _READ_FILE | _READ_DIR, path)
+        else:
+            rule(_READ_DIR, path)
+            for entry in os.scandir(path):
+                if entry.path != hidden and not entry.is_symlink():
+                    allow(entry.path)
+
     version = checked(libc.syscall(_CREATE, None, 0, 1))
     everything = (1 << _FILE_RIGHTS.get(version, 16)) - 1
     # File rights; TCP (since version 4); abstract Unix sockets and signals (since version 6).
@@ -35,7 +47,7 @@ def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[
     ruleset = checked(libc.syscall(_CREATE, attributes, len(attributes), 0))
     rule(everything, folder)
     for path in readable:
-        rule(_EXECUTE | _READ_FILE | _READ_DIR, path)
+        allow(path)
     for path in filter(os.path.exists, ("/dev/null", "/dev/zero", "/dev/urandom")):
         rule(_READ_FILE | _WRITE_FILE, path)
     checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
@@ -50,4 +62,4 @@ def _confine(filter_descriptor: int, stand_in: int, folder: str, readable: list[
     checked(libc.prctl(_SECCOMP, _FILTER, described, 0, 0))
 
 
-_confine(int(sys.argv[8]), int(sys.argv[9]), sys.argv[10], sys.argv[11:])
+_confine(int(sys.argv[10]), int(sys.argv[11]), sys.argv[12], sys.argv[13], sys.argv[14:])

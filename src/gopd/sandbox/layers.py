@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import os
 import platform
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,8 @@ FOLDER_BYTES = 1 << 26
 """Size of the working folder with namespaces, where it is memory."""
 OWN_PID = 0x7FFFFFFF
 """Stands in the filter for the process id that only the confined process knows; above any real one."""
+
+_THREADS = 1024
 
 _BOOTSTRAP = (Path(__file__).parent / "_bootstrap.py").read_text(encoding="utf-8")
 _LANDLOCK = (Path(__file__).parent / "_landlock.py").read_text(encoding="utf-8")
@@ -45,13 +49,29 @@ def interpreter() -> str:
     return os.path.realpath(executable)
 
 
-def readable() -> list[str]:
+@functools.cache
+def readable() -> tuple[str, ...]:
     """What a program may read: the system's libraries and Python, nothing of `/etc`, `/home` or `/proc`."""
-    folders = ["/usr", "/lib", "/lib64"]
-    prefix = os.path.realpath(sys.base_prefix)
-    if not prefix.startswith("/usr/") and prefix != "/usr":
-        folders.append(prefix)
-    return [folder for folder in folders if os.path.exists(folder)]
+    paths = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/lib", "/lib64"]
+    own = [os.path.join(os.path.realpath(sys.base_prefix), "lib"), interpreter()]
+    paths += [
+        path for path in own if not any(path.startswith(f"{other}/") or path == other for other in paths)
+    ]
+    return tuple(path for path in paths if os.path.exists(path))
+
+
+@functools.cache
+def hidden() -> str | None:
+    """What of it a program may not read: where this package is, as its data holds answers; None: it is elsewhere."""
+    packages = os.path.realpath(Path(__file__).parents[2])
+    return packages if any(packages.startswith(f"{path}/") for path in readable()) else None
+
+
+@functools.cache
+def most_threads(isolation: Isolation) -> int:
+    """How many threads a program may have; RLIM_INFINITY where the kernel counts all of the user's. Root is exempt."""
+    release = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    return _THREADS if isolation == "namespaces" and release >= (5, 14) else resource.RLIM_INFINITY
 
 
 @functools.cache
@@ -66,7 +86,7 @@ def command(isolation: Isolation, numbers: Sequence[int], given: Descriptors, fo
     """The command line. `numbers` are the seconds of last resort and the limits, as the bootstrap wants them."""
     arguments = [str(number) for number in (given.program, given.ready, *numbers)]
     if isolation == "landlock":
-        own = [str(given.call_filter), str(OWN_PID), folder, *readable()]
+        own = [str(given.call_filter), str(OWN_PID), folder, hidden() or "", *readable()]
         return [interpreter(), *_FLAGS, _LANDLOCK + _BOOTSTRAP, *arguments, *own]
     python = [interpreter(), *_FLAGS, _BOOTSTRAP, *arguments]
     if isolation == "none":
@@ -88,6 +108,9 @@ def _bubblewrap() -> list[str]:
             binds += ["--symlink", os.readlink(path), path]
         else:
             binds += ["--ro-bind", path, path]
+    packages = hidden()
+    if packages is not None:
+        binds += ["--tmpfs", packages, "--remount-ro", packages]
     for path in filter(os.path.exists, _DEVICES):
         binds += ["--dev-bind", path, path]
     namespaces = ["user", "ipc", "pid", "net", "uts", "cgroup-try"]

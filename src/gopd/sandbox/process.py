@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import selectors
@@ -10,17 +11,20 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from gopd.errors import RunFailed
-from gopd.sandbox.layers import Descriptors, Isolation, call_filter, command
+from gopd.sandbox.layers import Descriptors, Isolation, call_filter, command, most_threads
 
 Status = Literal["ok", "error", "timeout", "output-limit"]
 
+_LIBC = ctypes.CDLL(None)
+_GET_CHILD_SUBREAPER = 37  # of prctl
 _CHUNK = 65536
 _START_SECONDS = 60.0
+_CORE_BYTES = 1  # with 0 the machine's handler of core dumps, where it has one, would still be started
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,15 @@ def launch(isolation: Isolation, code: str, stdin: bytes, limits: Limits) -> Out
         stack.enter_context(process)
         try:
             started = _wait_for_start(process, starting)
+            inside = _children(process.pid) if isolation == "namespaces" and _adopts_orphans() else []
             passed, out, err = _watch(process, started + limits.seconds, limits.output_bytes)
         finally:
             _kill_group(process)
         seconds = time.monotonic() - started
         returncode = process.wait()
+        for pid in inside:  # bubblewrap leaves the first process of the namespace to whoever adopts it
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
     if isolation == "namespaces" and returncode > 128:  # as bubblewrap reports a signal
         returncode = 128 - returncode
     return Outcome(passed or _status(returncode), out, err, seconds, returncode)
@@ -92,7 +100,7 @@ def _start(
     last_resort = int(limits.seconds) + 2  # ends the program should this process be killed meanwhile
     numbers = (
         *(last_resort, limits.memory_bytes, limits.cpu_seconds),
-        *(limits.file_bytes, limits.open_files),
+        *(limits.file_bytes, limits.open_files, _CORE_BYTES, most_threads(isolation)),
     )
     with _file(stdin) as standard_input:
         return subprocess.Popen(
@@ -160,6 +168,21 @@ def _watch(
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kills the program and every process in its group. It has not been reaped, so the group's id is still its own."""
     os.killpg(process.pid, signal.SIGKILL)
+
+
+def _adopts_orphans() -> bool:
+    """Whether processes that lose their parent become children of this one, as in a container that has no init."""
+    subreaper = ctypes.c_int()
+    _LIBC.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(subreaper), 0, 0, 0)
+    return os.getpid() == 1 or subreaper.value != 0
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except FileNotFoundError:  # a kernel without this file
+        return []
 
 
 @contextmanager

@@ -7,8 +7,10 @@
 # {"bytes": hex}, and {"other": name} for a value of any other class, which equals nothing.
 import hashlib
 import json
+from collections import Counter
 
 _PLAIN = 1 << 63
+_EQUAL_HASHES = 100
 
 
 class Other:
@@ -50,7 +52,8 @@ def encode(value: object) -> object:
 
 
 def decode(tree: object) -> object:
-    """The value again. Raises ValueError for what `encode` does not write; TypeError for a key that has no hash."""
+    """The value again. Raises ValueError for what `encode` does not write and for sets and dictionaries made
+    slow, TypeError for a key that has no hash, OverflowError for a complex number of integers beyond all floats."""
     if isinstance(tree, list):
         return [decode(item) for item in tree]
     if not isinstance(tree, dict):
@@ -63,11 +66,12 @@ def decode(tree: object) -> object:
     if kind == "tuple":
         return tuple(decode(item) for item in content)
     if kind == "set":
-        return {decode(item) for item in content}
+        return set(_hashed([decode(item) for item in content]))
     if kind == "frozenset":
-        return frozenset(decode(item) for item in content)
+        return frozenset(_hashed([decode(item) for item in content]))
     if kind == "dict":
-        return {decode(key): decode(item) for key, item in content}
+        keys = _hashed([decode(key) for key, _ in content])
+        return dict(zip(keys, [decode(item) for _, item in content]))  # noqa: B905
     if kind == "complex":
         return complex(*content)
     if kind == "bytes":
@@ -75,6 +79,13 @@ def decode(tree: object) -> object:
     if kind == "other":
         return Other(content)
     raise ValueError("not an encoded value")
+
+
+def _hashed(items: list[object]) -> list[object]:
+    """The same. Raises ValueError when many share a hash: each would be compared with all of the others."""
+    if len(items) > _EQUAL_HASHES and max(Counter(map(hash, items)).values()) > _EQUAL_HASHES:
+        raise ValueError("items of equal hash")
+    return items
 
 
 def digest(value: object) -> str:

@@ -43,11 +43,13 @@ def call(
     prelude: str = "",
     seconds: Sequence[float] | None = None,
     digest_above: int | None = None,
+    longest: int | None = None,
 ) -> Calls:
     """Runs `program`, then calls its `function`, or the method of a new `Solution`, with each of the `arguments`.
 
     Each entry of `arguments` is a list as `encode` gives it; all calls share one process and `limits`. `seconds` limits
     the CPU time of each call. A value that takes more than `digest_above` characters comes back as its `Digest`.
+    One that takes more than `longest` is not read: the failure is then `output-limit`.
     """
     token = secrets.token_hex(16)
     request = {
@@ -61,13 +63,15 @@ def call(
         mark, _, text = line.partition(" ")
         if mark != token:
             break
+        if longest is not None and len(text) > longest:
+            return Calls(values, spent, "output-limit")
         try:
             result = json.loads(text)
             if "error" in result:
                 return Calls(values, spent, "error")
             values.append(Digest(result["digest"]) if "digest" in result else decode(result["value"]))
             spent.append(float(result["seconds"]))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             break  # not as our own program writes it
     if len(values) == len(spent) == len(arguments) and outcome.status == "ok":
         return Calls(values, spent, None)

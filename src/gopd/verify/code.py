@@ -44,6 +44,9 @@ EVALUATION = Budget(
 )
 """LiveCodeBench's own 6 s and 4 GiB for each test."""
 
+# A value equal to what is expected may be longer as it comes back: `1` as `{"complex": [1.0, 0.0]}`. Not that much.
+_LONGER = 64
+
 # What judges of such problems import beforehand, but for random, which costs several ms more in every grading.
 _PRELUDE = """
 import bisect, collections, functools, heapq, itertools, math, operator, re, string, sys
@@ -189,8 +192,15 @@ def _run_program(problem: Problem, program: str, rules: Rules, budget: Budget) -
 def _call_function(problem: Problem, function: str, program: str, rules: Rules, budget: Budget) -> Reason:
     arguments = [encode(given) for given in problem.inputs]
     seconds = None if budget.each_call is None else [budget.each_call] * len(arguments)
+    longest = _LONGER * max(len(json.dumps(expected)) for expected in problem.outputs) + 1024
     made = call(
-        program, function, arguments, limits=budget.calls, prelude=rules.before_function, seconds=seconds
+        program,
+        function,
+        arguments,
+        limits=budget.calls,
+        prelude=rules.before_function,
+        seconds=seconds,
+        longest=longest,
     )
     if made.failure is not None:
         return made.failure

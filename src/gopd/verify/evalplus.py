@@ -73,7 +73,15 @@ def calls(program: str, function: str, arguments: Sequence[list[Any]], seconds: 
         total, math.ceil(total), memory_bytes=_MEMORY_BYTES, output_bytes=_OUTPUT_BYTES, open_files=64
     )
     given = [encode(row) for row in arguments]
-    return call(program, function, given, limits=limits, seconds=seconds, digest_above=DIGEST_ABOVE)
+    return call(
+        program,
+        function,
+        given,
+        limits=limits,
+        seconds=seconds,
+        digest_above=DIGEST_ABOVE,
+        longest=DIGEST_ABOVE + 100,
+    )
 
 
 def _passes(problem: Problem, arguments: list[Any], expected: Any, returned: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gopd.errors import EXIT_DONE, EXIT_RUN_FAILED, BadInput
 from gopd.files import atomic_write
+from gopd.masking import mask, masked
 from gopd.recipe import OpdRecipe, SampledRecipe
 from gopd.verl.convert import Converted, convert
 from gopd.verl.overrides import read_overrides
@@ -26,17 +27,19 @@ def import_verl_command(options: argparse.Namespace) -> int:
     launch = _chosen(script, options)
     done = convert(read_overrides(launch.arguments), launch.where)
     missing = _missing(done)
-    text = recipe_yaml(done, script, launch)
+    text = mask(recipe_yaml(done, script, launch), script.variables)
+    account = mask(report(done, script, launch, missing), script.variables)
     if target is not None:
         atomic_write(target, text)
     if options.json:
         written = {"written": None if target is None else str(target), "yaml": text}
-        print(json.dumps(as_json(done, script, launch, missing) | written, indent=1, ensure_ascii=False))
+        whole = masked(as_json(done, script, launch, missing), script.variables) | written
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
     elif target is not None:
-        print(report(done, script, launch, missing))
+        print(account)
         print(f"\nwritten: {target}\nnext: gopd train {target}")
     else:
-        print(report(done, script, launch, missing), file=sys.stderr)
+        print(account, file=sys.stderr)
         print(text, end="")
     return EXIT_RUN_FAILED if options.strict and done.conversion.lost else EXIT_DONE
 

@@ -50,6 +50,8 @@ class Script:
     warnings: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)
     """Variables whose values came from the environment."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Variables that the script sets, over those of the environment: what is shown is masked by them."""
 
 
 def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Script:
@@ -87,6 +89,8 @@ def read_script(path: str | Path, arguments: Sequence[str], environment: Mapping
             f"expected a line such as `python3 -m {TRAINER} key=value …`{others}"
         )
     script.environment = list(reader.variables.used)
+    own = {name: value for name, value in reader.variables.own.items() if isinstance(value, str)}
+    script.variables = {**environment, **own}
     return script
 
 

@@ -1,0 +1,103 @@
+"""Talking: to the network, to services of the machine, to programs that run at the same time."""
+
+from __future__ import annotations
+
+from red_team.attack import Attack, attempts
+
+ATTACKS = [
+    attempts(
+        "internet-sockets",
+        "talk",
+        "connects to the caller's ports, by names and by numbers",
+        "import socket",
+        tcp="socket.create_connection(('127.0.0.1', $tcp), 1).send(b'$mark')",
+        tcp6="socket.socket(socket.AF_INET6).connect(('::1', $tcp))",
+        udp="socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'$mark', ('127.0.0.1', $udp))",
+        url="__import__('urllib.request').request.urlopen('http://127.0.0.1:$tcp/$mark', timeout=1)",
+        name="socket.getaddrinfo('localhost', $tcp)",
+        resolver="socket.gethostbyname('example.org')",
+        raw="socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+    ),
+    attempts(
+        "other-families",
+        "talk",
+        "opens sockets of families that filters forget",
+        "import socket",
+        netlink="socket.socket(16, 3, 0)",
+        packet="socket.socket(17, 3, 0)",
+        vsock="socket.socket(40, 1, 0)",
+        algorithm="socket.socket(38, 5, 0)",
+        bluetooth="socket.socket(31, 3, 0)",
+        tipc="socket.socketpair(30, 1, 0)",
+        call="call(41, 1, 1, 0)",
+    ),
+    attempts(
+        "unix-sockets",
+        "talk",
+        "connects to the caller's sockets on disk and without a path, and to the system's",
+        "import socket",
+        stream="socket.socket(socket.AF_UNIX).connect('$unix_stream')",
+        datagram="socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'$mark', '$unix_datagram')",
+        abstract="socket.socket(socket.AF_UNIX).connect('\\0$abstract')",
+        log="socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'$mark', '/dev/log')",
+        bus="socket.socket(socket.AF_UNIX).connect('/run/dbus/system_bus_socket')",
+    ),
+    attempts(
+        "pairs-of-datagrams",
+        "talk",
+        "sends from one of a pair of datagram sockets to other sockets than its peer",
+        "import socket\ndef pair(kind): return socket.socketpair(socket.AF_UNIX, kind)[0]",
+        path="pair(socket.SOCK_DGRAM).sendto(b'$mark', '$unix_datagram')",
+        abstract="pair(socket.SOCK_DGRAM).sendto(b'$mark', '\\0$abstract_datagram')",
+        connect="pair(socket.SOCK_DGRAM).connect('$unix_datagram')",
+        raw="pair(socket.SOCK_RAW).sendto(b'$mark', '$unix_datagram')",
+        sequence="pair(socket.SOCK_SEQPACKET).sendto(b'$mark', '$unix_datagram')",
+    ),
+    Attack(
+        "pair-of-streams",
+        "talk",
+        "turns one of a pair of streams into one that listens, connects or sends elsewhere",
+        "import socket\na, b = socket.socketpair()\nfor how in (lambda: a.connect('$unix_stream'), lambda: a.listen(), "
+        "lambda: a.sendto(b'$mark', '$unix_datagram')):\n    try: how(); print('got-through')\n    except "
+        "OSError: pass\nprint('tried')",
+    ),
+    attempts(
+        "neighbour-locks",
+        "talk",
+        "tells a neighbour something by locks and leases on a file that both can read",
+        "import fcntl\nfile = os.open('$library', os.O_RDONLY)",
+        lock="fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        exclusive="fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        lease="fcntl.fcntl(file, 1024, fcntl.F_WRLCK)",
+    ),
+    attempts(
+        "neighbour-memory",
+        "talk",
+        "shares memory with a neighbour",
+        "import mmap, struct",
+        segment="call(29, 0x7e57, 4096, 0o1666)",
+        posix="open('/dev/shm/$mark', 'w+')",
+        file="mmap.mmap(os.open('$library', os.O_RDWR), 4096)",
+        folder="os.listdir('$temporary')",
+        fifo="os.mkfifo('$temporary/$mark')",
+        message="call(240, b'$mark', 0o102, 0o600, 0)",
+    ),
+    attempts(
+        "neighbour-signals",
+        "talk",
+        "signals whoever has the same user, group or number",
+        caller="os.kill($caller, 0)",
+        group="os.killpg($caller, 0)",
+        next="os.kill($victim, 0)",
+        queue="call(129, $victim, 0, 0)",
+    ),
+    attempts(
+        "rewired-output",
+        "talk",
+        "opens the caller's end of its own pipes and the caller's terminal",
+        terminal="os.open('/dev/tty', os.O_RDWR)",
+        inject="__import__('fcntl').ioctl(0, 0x5412, b'x')",
+        pipe="os.open('/proc/$caller/fd/1', os.O_WRONLY)",
+        asynchronous="__import__('fcntl').fcntl(1, 8, $caller)",
+    ),
+]
