@@ -187,12 +187,7 @@ def test_chat_templates_stay_in_their_sandbox(
 CONFIGS: list[dict[str, Any]] = [
     {"hidden_size": "x"},
     {"hidden_size": -1},
-    {"hidden_size": 10**7},
-    {"vocab_size": 10**12},
-    {"intermediate_size": 10**9},
-    {"num_hidden_layers": 10_000, "layer_types": None},
     {"num_attention_heads": 0},
-    {"num_attention_heads": 10**7},
     {"head_dim": 7},
     {"rope_parameters": {"rope_type": "none such"}},
     {"dtype": "none_such"},
@@ -209,6 +204,24 @@ CONFIGS: list[dict[str, Any]] = [
 def test_configurations_that_cannot_be_are_refused(folder: Path, change: dict[str, Any]) -> None:
     edit(folder / "config.json", **change)
     with pytest.raises(BadInput, match="teacher x: "):
+        load(folder)
+
+
+LARGE_SIZES: list[dict[str, Any]] = [
+    {"hidden_size": 10**7},
+    {"vocab_size": 10**12},
+    {"intermediate_size": 10**9},
+    {"num_hidden_layers": 10_000, "layer_types": None},
+    {"num_attention_heads": 10**7},
+]
+
+
+@pytest.mark.parametrize("change", LARGE_SIZES, ids=str)
+def test_sizes_beyond_the_weights_are_refused_before_they_take_memory(
+    folder: Path, change: dict[str, Any]
+) -> None:
+    edit(folder / "config.json", **change)
+    with pytest.raises(BadInput, match=r"teacher x: .*config\.json asks for"):
         load(folder)
 
 
