@@ -16,13 +16,26 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from conftest import MakeModel
-from runs import Tree, held_out, lines, merged, opd_tree, repeatable, sft_tree, write_recipe, write_rows
+from runs import (
+    Tree,
+    held_out,
+    lines,
+    merged,
+    opd_tree,
+    repeatable,
+    sft_tree,
+    student_weights,
+    write_recipe,
+    write_rows,
+)
 
 APART = ("metrics.jsonl", "validation.jsonl", ".lock")
 """Files that are not compared byte by byte: the first two hold seconds."""
+ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = (
     "import sys; from gopd.cli import main; sys.exit(any([main(['train', path]) for path in sys.argv[1:]]))"
 )
@@ -175,3 +188,23 @@ def test_a_difference_is_named(twice: tuple[Path, Path], tmp_path: Path) -> None
     assert "rollouts/step-00000002.parquet: row 0, column response" in (named(reword) or "")
     assert "metrics.jsonl: step 1, loss: " in (named(remeasure) or "")
     assert "student/README.md: in one" in (named(lambda: (copy / "student" / "README.md").unlink()) or "")
+
+
+@pytest.mark.nightly
+def test_two_threads_give_nearly_the_same(tmp_path: Path) -> None:
+    """`docs/reliability.md` states the tolerance."""
+    tree = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    changes: Tree = {
+        "train": {"steps": 4, "prompts_per_step": 32},
+        "tracking": {"name": "run", "folder": "runs"},
+    }
+    del tree["validation"]
+    recipe = write_recipe(tmp_path / "recipe.yaml", merged(tree, changes))
+    one, other = (
+        run_all(tmp_path / str(threads), [recipe], hash_seed=1, threads=threads) / "run" for threads in (1, 2)
+    )
+    weights = [student_weights(run) for run in (one, other)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5, msg=name)
+    for a, b in zip(lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl"), strict=True):
+        assert repeatable(b) == pytest.approx(repeatable(a), rel=1e-5, abs=1e-9), f"step {a['step']}"
