@@ -7,6 +7,7 @@ fresh process by nothing but the time to start.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -22,21 +23,22 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 class Forks:
-    """A server of forked runs, one at a time."""
+    """A server of forked runs, one at a time; `preload` is a library to load before all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: Path | None = None) -> None:
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | ({"LD_PRELOAD": str(preload)} if preload else {}),
         )
 
     def start(self, *arguments: str | Path, output: Path, **options: Any) -> int:
         """Starts `gopd ARGUMENTS…`; returns its process id. Its output goes to a file.
 
         `die_at=n`: it kills itself just before its n-th change of a file. `largest=n`: no file may exceed n bytes.
+        `arm=[folder, log, n, fault]`: what `chaos/faults.c`, preloaded, does.
         """
         request = {"arguments": [*map(str, arguments)], "output": str(output), **options}
         assert self._server.stdin is not None
@@ -54,11 +56,11 @@ class Forks:
         return self.wait()
 
     def kill_after(self, seconds: float, *arguments: str | Path, output: Path) -> int:
-        """Starts a run, kills it by SIGKILL after so many seconds (it may have ended), returns its exit code."""
+        """Starts a run, kills its process group by SIGKILL after so many seconds (it may have ended); its exit code."""
         pid = self.start(*arguments, output=output)
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         return self.wait()
 
     def close(self) -> None:
@@ -85,6 +87,7 @@ def serve() -> None:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            os.setpgid(0, 0)
             output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -92,10 +95,16 @@ def serve() -> None:
                 die_at(request["die_at"])
             if "largest" in request:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
+            if "arm" in request:
+                folder, log, number, fault = request["arm"]
+                library = ctypes.CDLL(None)
+                library.arm(folder.encode(), log.encode(), ctypes.c_long(number), fault.encode())
             code = gopd.cli.main(request["arguments"])
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # whichever of the two comes first
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd.errors import BadInput, RunFailed
-from gopd.files import atomic_folder, atomic_write, discard, is_temporary, sweep
+from gopd.files import atomic_folder, atomic_write, discard, is_temporary, make_folder, sweep
 from gopd.recipe import Recipe
 from gopd.recipe_file import differences, load_recipe, resolved_yaml
 
@@ -80,7 +80,7 @@ class RunFolder:
         """
         path = _place(recipe)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             names = {entry.name for entry in path.iterdir()}
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -241,7 +241,7 @@ class RunFolder:
             sweep(self.path)
             _write_if_new(self.path / _RECIPE, resolved_yaml(self.recipe))
             for folder in (self.checkpoints, self.rollouts):
-                folder.mkdir(exist_ok=True)
+                make_folder(folder)
                 sweep(folder)
             self._record_versions()
         except (OSError, RunFailed) as error:

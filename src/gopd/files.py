@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _remove(temporary)  # were it a link, what it points to would be written
         try:
             yield temporary
@@ -55,7 +55,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _settle(path)
         temporary.mkdir()
         try:
@@ -67,6 +67,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             _settle(path)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to a file, or begins it. Raises RunFailed when the disk refuses; the file then ends where it did before."""
+    new = not path.exists()
+    with writing(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
+        if new:
+            sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, where they are missing, and forces their names to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync(folder.parent)
 
 
 def discard(path: Path) -> None:

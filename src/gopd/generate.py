@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from gopd import views
 from gopd.console import Display
 from gopd.errors import BadInput, RunFailed
-from gopd.files import atomic_file, atomic_write, file_name, sweep
+from gopd.files import (
+    atomic_file,
+    atomic_write,
+    discard,
+    file_name,
+    is_temporary,
+    make_folder,
+    sweep,
+    writing,
+)
 from gopd.model import Description, describe, load_tokenizer
 from gopd.recipe import AnyRecipe, OpdRecipe
 from gopd.recipe_file import resolved_yaml
@@ -225,13 +233,18 @@ def _open(folder: Path, settings: dict[str, Any], resume: bool) -> None:
             raise BadInput(
                 f"{folder} was begun with another recipe or other options ({path}); give a new folder"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not all(is_temporary(entry.name) for entry in folder.iterdir()):
         raise BadInput(f"{folder} exists and holds something else; give a new folder")
-    if (folder / RESPONSES).exists():
-        return
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    sweep(folder / PARTS)
-    atomic_write(path, text)
+    else:
+        atomic_write(path, text)  # first, as it is what tells this folder from others
+    sweep(folder)
+    parts = folder / PARTS
+    if not (folder / RESPONSES).exists():
+        with writing(parts):
+            make_folder(parts)
+        sweep(parts)
+    elif parts.exists():
+        discard(parts)
 
 
 def _join(folder: Path, parts: Sequence[Path]) -> None:
@@ -244,7 +257,7 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
                 raise RunFailed(
                     f"{part} is damaged: {error}; remove it and go on by --resume, which generates it anew"
                 ) from error
-    shutil.rmtree(folder / PARTS)
+    discard(folder / PARTS)
 
 
 def _summary(job: _Job, rows: Sequence[dict[str, Any]]) -> str:

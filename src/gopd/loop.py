@@ -224,7 +224,6 @@ class Job:
         Metrics(self.run_folder.validation).append(result.entry())
         kept = rollouts[: self.recipe.tracking.rollouts_limit]
         folder = self.run_folder.validation_rollouts / file_name(result.model.replace(" ", "-", 1))
-        folder.mkdir(parents=True, exist_ok=True)
         write_rollouts(
             rollouts_file(folder, result.step), result.step, kept, [None] * len(kept), self._token_names
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from gopd.checkpoint import RunFolder
 from gopd.errors import BadInput
-from gopd.files import atomic_write, writing
+from gopd.files import append, atomic_write, sync, writing
 from gopd.recipe import Recipe
 
 if TYPE_CHECKING:  # reading metrics needs no torch
@@ -38,10 +37,9 @@ class Metrics:
         """
         assert isinstance(entry["step"], int)
         line = json_line(entry) + "\n"
-        with writing(self.path), self.path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, line.encode())
+        with writing(self.path):
+            sync(self.path)
 
     def rewind(self, step: int) -> None:
         """Drops every entry after `step` (-1: all) and a last line torn by a kill; the rest keep their bytes.

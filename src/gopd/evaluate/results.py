@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gopd.errors import BadInput
-from gopd.files import atomic_write, sweep, writing
+from gopd.files import append, atomic_write, make_folder, sweep, writing
 from gopd.types import Verdict
 
 SAMPLES, VERDICTS, SETTINGS, SUMMARY = "samples.jsonl", "verdicts.jsonl", "settings.json", "summary.json"
@@ -70,7 +70,8 @@ class TaskResults:
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Takes the folder up, or makes it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            make_folder(self.folder)
         sweep(self.folder)
         atomic_write(self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
@@ -108,13 +109,12 @@ class TaskResults:
         ordered = sorted(self.records.items(), key=lambda item: (places[item[0][0]], item[0][1]))
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for _, record in ordered)
         atomic_write(self.folder / SAMPLES, text.encode("utf-8", "surrogatepass"))
-        (self.folder / VERDICTS).unlink(missing_ok=True)
+        with writing(self.folder / VERDICTS):
+            (self.folder / VERDICTS).unlink(missing_ok=True)
 
     def _append(self, name: str, record: Record) -> None:
-        path = self.folder / name
         line = json.dumps(record, ensure_ascii=False) + "\n"
-        with writing(path), path.open("ab") as file:
-            file.write(line.encode("utf-8", "surrogatepass"))
+        append(self.folder / name, line.encode("utf-8", "surrogatepass"))
 
 
 def _lines(path: Path, fields: Mapping[str, type]) -> list[Record]:

@@ -1,0 +1,125 @@
+"""The crash campaign: `make chaos`. Prints figures, keeps them as JSON, and goes on where it was stopped.
+
+One line of `trials.jsonl` is one trial: a run killed one or more times and resumed each time, or a run with one
+spoilt call, resumed. Any difference from the undisturbed run, any leftover, any unclear message stops the campaign.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from chaos.cases import Case, make_cases
+from chaos.faults import KINDS, Call, build_layer, spoil, watch
+from chaos.kills import kill_at_moments, kill_in_calls
+from chaos.order import faults
+from forks import Forks
+
+KILLS, TIMES = 240, 4
+"""SIGKILLs in all, shared by the commands; how many one run may get."""
+REDONE = ("samples.jsonl", "verdicts.jsonl")
+"""Answers and verdicts of an evaluation under way: a power loss may take the last, and they come again the same."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="folder to work in")
+    parser.add_argument("--to", type=Path, default=Path("experiments/reliability/crashes.json"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--every-call", action="store_true", help="spoil all calls, not one of each kind")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    work = options.work.resolve()
+    forks = Forks(build_layer(work))
+    try:
+        campaign = Campaign(forks, work, options.seed)
+        for case in make_cases(work, forks):
+            campaign.put(case, options.kills // 7 + 1, options.every_call)
+    finally:
+        forks.close()
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.write_text(json.dumps(campaign.figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(campaign.figures, indent=1))
+
+
+class Campaign:
+    """Trials of all cases, and what came of them."""
+
+    def __init__(self, forks: Forks, work: Path, seed: int) -> None:
+        self.forks, self.work, self.seed = forks, work, seed
+        self.figures: dict[str, Any] = {"seed": seed}
+        self._log = work / "trials.jsonl"
+        known = self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
+        self._known = {row["trial"]: row["came"] for row in map(json.loads, known)}
+
+    def put(self, case: Case, kills: int, every_call: bool) -> None:
+        """Everything that is done to one case."""
+        started = time.perf_counter()
+        whole, calls = watch(case, self.forks, self.work / case.name / "whole")
+        seconds = time.perf_counter() - started
+        assert (wrong := faults(calls, REDONE if case.name == "eval" else ())) == [], wrong
+        killed = Counter[str]()
+        for number in range(2 * kills):
+            if killed.total() >= kills:
+                break
+            chance = random.Random(f"{self.seed} {case.name} {number}")
+            trial = self.work / case.name / "killed"
+            shared = (case, self.forks, trial, whole, chance)
+            if number % 2:
+                found = self._once(
+                    f"{case.name} calls {number}", lambda s=shared: kill_in_calls(*s, len(calls), TIMES)
+                )
+                killed["in a call"] += found
+            else:
+                found = self._once(
+                    f"{case.name} moments {number}", lambda s=shared: kill_at_moments(*s, seconds, TIMES)
+                )
+                killed["at a moment"] += found
+        ended = Counter[str]()
+        chosen = calls if every_call else one_of_each(calls)
+        for number, call in enumerate(chosen):
+            fault, trial = KINDS[number % len(KINDS)], self.work / case.name / "spoilt"
+            name = f"{case.name} {fault} {number} of {len(chosen)}"
+            how = self._once(
+                name, lambda c=call, f=fault, t=trial: spoil(case, self.forks, t, whole, c.number, f)
+            )
+            ended[f"{fault}: {how}"] += 1
+        self.figures[case.name] = {
+            **{"seconds": round(seconds, 1), "calls": len(calls), "kinds_of_calls": len(one_of_each(calls))},
+            **{"renames_in_order": sum(call.name == "rename" for call in calls)},
+            **{"kills": dict(killed), "spoilt": dict(sorted(ended.items()))},
+        }
+
+    def _once(self, name: str, trial: Callable[[], Any]) -> Any:
+        if name not in self._known:
+            self._known[name] = trial()
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"trial": name, "came": self._known[name]}) + "\n")
+            print(name, self._known[name], flush=True)
+        return self._known[name]
+
+
+def one_of_each(calls: list[Call]) -> list[Call]:
+    """The first of the calls that differ only by numbers in paths: every place that writes, once."""
+    found: dict[tuple[str, ...], Call] = {}
+    for call in calls:
+        temporary = re.sub(r"/\.tmp\w{6}$", "/.tmp", call.path)
+        found.setdefault(
+            (call.name, re.sub(r"\d+", "0", temporary), call.other if call.name == "open" else ""), call
+        )
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    main()
