@@ -16,7 +16,6 @@ from chaos.kills import kill_at_moments, kill_in_calls
 from chaos.order import faults
 from chaos.run import REDONE
 from forks import Forks
-
 from gopd.errors import RunFailed
 from gopd.files import append
 
