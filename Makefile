@@ -11,7 +11,7 @@ LOCKED := $(filter Linux-x86_64-cpython-3.11,$(shell $(PYTHON) -c 'import sys, p
 INSTALL_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 SAY_UNLOCKED := @echo "gopd: NOT HASHED: locks/ is for CPython 3.11 on Linux, x86-64; installing the pins of constraints.txt without hashes"
 
-.PHONY: quickstart test nightly fuzz lock audit sbom browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
+.PHONY: quickstart test nightly fuzz chaos lock audit sbom browser bench bench-quick docs notebooks install install-test install-bench install-fuzz smollm2 tiny miniature miniature-quick clean
 
 quickstart: install  ## a two-teacher ExOPD run with tiny models, about two minutes on a CPU
 	$(BIN)/gopd train recipes/quickstart.yaml tracking.name=quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -27,6 +27,9 @@ nightly: install-test  ## the tests that take minutes each
 
 fuzz: install-fuzz  ## every reader of outside files, MINUTES for each of eleven; findings in runs/fuzz
 	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),8)
+
+chaos: install-test  ## kills at random moments, failing writes, order of writes; about an hour, resumable, work in runs/chaos
+	$(BIN)/python tests/chaos/run.py
 
 browser:  ## Debian's Chromium and its driver for the tests of the report, where they are missing and this is root
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \

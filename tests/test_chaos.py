@@ -37,9 +37,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 def watched(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """Cases with what they give undisturbed, and the calls they make for it."""
     folder = tmp_path_factory.mktemp("cases")
-    cases = {case.name: case for case in make_cases(folder, forks)}
+    cases = {case.name: case for case in make_cases(folder)}
     chosen = [cases[name] for name in ("opd", "generate", "eval", "merge")]
-    return {case.name: (case, *watch(case, forks, folder / case.name)) for case in chosen}
+    return {case.name: (case, *watch(case, forks, folder / "whole" / case.name)) for case in chosen}
 
 
 @pytest.mark.parametrize("name", ["opd", "generate", "eval", "merge"])

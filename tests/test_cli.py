@@ -116,6 +116,10 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(
     file = Path(next(word for word in line.split() if word.startswith(tempfile.gettempdir())).rstrip(","))
     assert "1 // 0" in file.read_text()
     file.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(file))  # no folder: nothing can be kept, as on a full disk
+    assert cli.main(["merge", "a", "b", "--to", "c"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("please report it with what --debug shows")
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,14 @@ def _complain(options: argparse.Namespace, message: object, code: int) -> int:
 
 def _unexpected(error: Exception) -> str:
     """What to say of an error that nobody foresaw; where it happened is kept in a file."""
-    with tempfile.NamedTemporaryFile("w", prefix="gopd-", suffix=".txt", delete=False) as file:
-        file.write(mask("".join(traceback.format_exception(error))))
     what = "".join(traceback.format_exception_only(error)).strip()
-    return f"this should not have happened: {what}; please report it with {file.name}, which says where"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="gopd-", suffix=".txt", delete=False) as file:
+            file.write(mask("".join(traceback.format_exception(error))))
+        where = f"{file.name}, which says where"
+    except OSError:  # a full disk
+        where = "what --debug shows"
+    return f"this should not have happened: {what}; please report it with {where}"
 
 
 if __name__ == "__main__":

@@ -118,8 +118,9 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         elsewhere = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         raise _failed(path, f"{error.strerror or error}{elsewhere}") from error
-    except SafetensorError as error:
-        if "I/O error" not in str(error) and "os error" not in str(error):
+    except Exception as error:  # safetensors and tokenizers, written in Rust, say it in words only
+        in_words = "I/O error" in str(error) or "os error" in str(error)
+        if type(error) not in (SafetensorError, Exception) or not in_words:
             raise
         raise _failed(path, str(error)) from error
 

@@ -35,8 +35,8 @@ class Case:
         return {str(p.relative_to(trial)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def make_cases(folder: Path, forks: Forks) -> list[Case]:
-    """All cases; models, rows and recipes go to `folder`, and a finished run for those that need one."""
+def make_cases(folder: Path) -> list[Case]:
+    """All cases; their models, rows and recipes go to `folder`. The report is of the run in `folder`/whole/opd."""
     base, first, second = (_model(folder / f"model-{seed}", seed) for seed in range(3))
     every: Tree = {"train": {"steps": 3}, "checkpoint": {"every": 1, "keep_last": 2}}
     opd = opd_tree(
@@ -66,11 +66,7 @@ def make_cases(folder: Path, forks: Forks) -> list[Case]:
     problems = _made(folder / "data") / "gsm8k_test.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     fixed = ["--tasks", "gsm8k", "--n", "3", "--max-tokens", "24", "--slots", "2", "--data"]
-    finished = folder / "finished"
-    if not finished.exists():
-        new_trial(finished)
-        code = forks.run(*cases[0].words(finished), output=folder / "finished.log")
-        assert code == 0, (folder / "finished.log").read_text()
+    finished = folder / "whole" / "opd"
     return [
         *cases,
         Case("generate", lambda t: ["generate", str(asked), "--to", str(t / OUT / "made")], ("--resume",)),

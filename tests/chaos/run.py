@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from chaos.kills import kill_at_moments, kill_in_calls
 from chaos.order import faults
 from forks import Forks
 
-KILLS, TIMES = 240, 4
-"""SIGKILLs in all, shared by the commands; how many one run may get."""
+KILLS = {"opd": 36, "grpo": 36, "sft": 36, "generate": 36, "eval": 36, "merge": 24, "report": 12}
+TIMES = 4
+"""How many of a command's kills one run may get."""
 REDONE = ("samples.jsonl", "verdicts.jsonl")
 """Answers and verdicts of an evaluation under way: a power loss may take the last, and they come again the same."""
 
@@ -36,7 +38,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="folder to work in")
     parser.add_argument("--to", type=Path, default=Path("experiments/reliability/crashes.json"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--every-call", action="store_true", help="spoil all calls, not one of each kind")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -44,13 +45,26 @@ def main() -> None:
     forks = Forks(build_layer(work))
     try:
         campaign = Campaign(forks, work, options.seed)
-        for case in make_cases(work, forks):
-            campaign.put(case, options.kills // 7 + 1, options.every_call)
+        watched = [campaign.watch(case) for case in make_cases(work)]
+        for one in watched:
+            campaign.kill(one, KILLS[one.case.name])
+        for one in watched:
+            campaign.spoil(one, options.every_call)
     finally:
         forks.close()
     options.to.parent.mkdir(parents=True, exist_ok=True)
     options.to.write_text(json.dumps(campaign.figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(campaign.figures, indent=1))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A case, what it gives undisturbed, the calls it makes and the seconds it takes for that."""
+
+    case: Case
+    whole: dict[str, Any]
+    calls: list[Call]
+    seconds: float
 
 
 class Campaign:
@@ -63,43 +77,63 @@ class Campaign:
         known = self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
         self._known = {row["trial"]: row["came"] for row in map(json.loads, known)}
 
-    def put(self, case: Case, kills: int, every_call: bool) -> None:
-        """Everything that is done to one case."""
-        started = time.perf_counter()
-        whole, calls = watch(case, self.forks, self.work / case.name / "whole")
-        seconds = time.perf_counter() - started
+    def watch(self, case: Case) -> Watched:
+        """An undisturbed run, whose writes are in order."""
+        taken = []
+        for _ in range(2):
+            started = time.perf_counter()
+            whole, calls = watch(case, self.forks, self.work / "whole" / case.name)
+            taken.append(time.perf_counter() - started)
+        seconds = min(taken)
         assert (wrong := faults(calls, REDONE if case.name == "eval" else ())) == [], wrong
-        killed = Counter[str]()
-        for number in range(2 * kills):
-            if killed.total() >= kills:
-                break
-            chance = random.Random(f"{self.seed} {case.name} {number}")
-            trial = self.work / case.name / "killed"
-            shared = (case, self.forks, trial, whole, chance)
+        renames = sum(call.name == "rename" for call in calls)
+        self.figures[case.name] = {
+            "seconds": round(seconds, 1),
+            "calls": len(calls),
+            "renames_in_order": renames,
+        }
+        return Watched(case, whole, calls, seconds)
+
+    def kill(self, watched: Watched, kills: int) -> None:
+        """So many kills, by turns at random moments and in random calls."""
+        case, killed, number = watched.case, Counter[str](), 0
+        trial = self.work / case.name / "killed"
+        while killed.total() < kills:
+            shared = (
+                case,
+                self.forks,
+                trial,
+                watched.whole,
+                random.Random(f"{self.seed} {case.name} {number}"),
+            )
             if number % 2:
+                size = len(watched.calls)
                 found = self._once(
-                    f"{case.name} calls {number}", lambda s=shared: kill_in_calls(*s, len(calls), TIMES)
+                    f"{case.name} calls {number}", lambda s=shared, n=size: kill_in_calls(*s, n, TIMES)
                 )
                 killed["in a call"] += found
             else:
+                time_ = watched.seconds
                 found = self._once(
-                    f"{case.name} moments {number}", lambda s=shared: kill_at_moments(*s, seconds, TIMES)
+                    f"{case.name} moments {number}", lambda s=shared, t=time_: kill_at_moments(*s, t, TIMES)
                 )
                 killed["at a moment"] += found
-        ended = Counter[str]()
-        chosen = calls if every_call else one_of_each(calls)
+            number += 1
+        self.figures[case.name]["kills"] = dict(killed)
+
+    def spoil(self, watched: Watched, every_call: bool) -> None:
+        """One call of each kind, or every call, the faults taking turns."""
+        case, ended = watched.case, Counter[str]()
+        trial = self.work / case.name / "spoilt"
+        chosen = watched.calls if every_call else one_of_each(watched.calls)
         for number, call in enumerate(chosen):
-            fault, trial = KINDS[number % len(KINDS)], self.work / case.name / "spoilt"
+            fault = KINDS[number % len(KINDS)]
             name = f"{case.name} {fault} {number} of {len(chosen)}"
             how = self._once(
-                name, lambda c=call, f=fault, t=trial: spoil(case, self.forks, t, whole, c.number, f)
+                name, lambda c=call, f=fault: spoil(case, self.forks, trial, watched.whole, c.number, f)
             )
             ended[f"{fault}: {how}"] += 1
-        self.figures[case.name] = {
-            **{"seconds": round(seconds, 1), "calls": len(calls), "kinds_of_calls": len(one_of_each(calls))},
-            **{"renames_in_order": sum(call.name == "rename" for call in calls)},
-            **{"kills": dict(killed), "spoilt": dict(sorted(ended.items()))},
-        }
+        self.figures[case.name] |= {"spoilt": dict(sorted(ended.items()))}
 
     def _once(self, name: str, trial: Callable[[], Any]) -> Any:
         if name not in self._known:
