@@ -10,7 +10,15 @@ from typing import Any
 from chaos.cases import OUT, Case, assert_ends_as, leftovers, new_trial, whole_checkpoints
 from forks import Forks
 
-KINDS = ("ENOSPC", "EIO", "FULL", "SHORT", "EINTR")
+FAULTS = {
+    "write": ("FULL", "ENOSPC", "SHORT", "EIO", "EINTR"),
+    "open": ("FULL", "EIO", "EINTR"),
+    "mkdir": ("FULL", "EIO"),
+    "ftruncate": ("FULL", "EIO", "EINTR"),
+    "sendfile": ("FULL", "EIO", "EINTR"),
+    "fsync": ("EIO", "ENOSPC", "EINTR"),
+}
+"""What can become of a call; of one that is not here, `EIO`."""
 BADLY = (1, 2)
 """Exit codes of a command that the disk refused: the run failed, or cannot be begun."""
 

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos.cases import Case, make_cases
-from chaos.faults import KINDS, Call, build_layer, spoil, watch
+from chaos.faults import FAULTS, Call, build_layer, spoil, watch
 from chaos.kills import kill_at_moments, kill_in_calls
 from chaos.order import faults
 from forks import Forks
@@ -123,12 +123,14 @@ class Campaign:
 
     def spoil(self, watched: Watched, every_call: bool) -> None:
         """One call of each kind, or every call, the faults taking turns."""
-        case, ended = watched.case, Counter[str]()
+        case, ended, turns = watched.case, Counter[str](), Counter[str]()
         trial = self.work / case.name / "spoilt"
         chosen = watched.calls if every_call else one_of_each(watched.calls)
         for number, call in enumerate(chosen):
-            fault = KINDS[number % len(KINDS)]
-            name = f"{case.name} {fault} {number} of {len(chosen)}"
+            kinds = FAULTS.get(call.name, ("EIO",))
+            fault = kinds[turns[call.name] % len(kinds)]
+            turns[call.name] += 1
+            name = f"{case.name} {number} of {len(chosen)} {call.name} {fault}"
             how = self._once(
                 name, lambda c=call, f=fault: spoil(case, self.forks, trial, watched.whole, c.number, f)
             )
