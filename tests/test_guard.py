@@ -24,7 +24,7 @@ from gopd.guard import FEWEST, NONE, WINDOW, Bounds, Guard
 from gopd.learner import NonFinite
 from gopd.methods import sft
 from gopd.recipe_file import parse_recipe
-from gopd.sections import GuardSection
+from gopd.run_sections import GuardSection
 from runs import Tree, lines, merged, opd_tree, outcome, rollouts, saved_steps, sft_tree, write_recipe
 from tiny import Bench, make_rollouts, opd_recipe
 

@@ -154,7 +154,11 @@ def test_the_student_is_a_plain_folder_with_the_trained_weights(models: list[Pat
     assert exported.get_vocab() == own.get_vocab() and exported.chat_template == own.chat_template
     assert module.generation_config.eos_token_id == own.eos_token_id
     card = (folder / "student" / "README.md").read_text()
-    assert f"| a | {models[1].name} | 1.25 |" in card and "reward_scale: 1.25" in card and str(models[1]) not in card
+    assert (
+        f"| a | {models[1].name} | 1.25 |" in card
+        and "reward_scale: 1.25" in card
+        and str(models[1]) not in card
+    )
 
 
 def test_lora_trains_adapters_and_exports_the_merged_student(models: list[Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gopd.sections import GuardSection
+from gopd.run_sections import GuardSection
 from gopd.types import Rollout, TokenReport
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The recipe of each method: everything a run depends on. No torch here.
 
-Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125); `sections.py` has the parts,
-`recipe_file.py` reads and writes recipes.
+Defaults are the published G-OPD settings (Yang et al. 2026, arXiv 2602.12125); `sections.py` and `run_sections.py`
+have the parts, `recipe_file.py` reads and writes recipes.
 """
 
 from __future__ import annotations
@@ -12,27 +12,22 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gopd.masking import refuse_secrets
+from gopd.run_sections import CheckpointSection, ClusterSection, GuardSection, TrackingSection, TrainSection
+from gopd.section import Positive, Section
 from gopd.sections import (
     Aggregation,
-    CheckpointSection,
-    ClusterSection,
     CorrectionSection,
     DataSection,
     FrozenSection,
     GrpoSection,
-    GuardSection,
     ObjectiveSection,
     OptimSection,
-    Positive,
     ReferenceSection,
     RemoteSection,
     SamplerSection,
     ScoringSection,
-    Section,
     StudentSection,
     TeacherSection,
-    TrackingSection,
-    TrainSection,
     ValidationSection,
     View,
 )
