@@ -113,7 +113,7 @@ def whole_checkpoints(trial: Path) -> list[int]:
 
 
 def leftovers(trial: Path) -> list[str]:
-    """Temporary files and folders, and parts that are no longer needed."""
+    """Temporary files and folders."""
     found = [p for p in (trial / OUT).rglob(".*") if p.name != ".lock"]
     return [str(p.relative_to(trial)) for p in found]
 
