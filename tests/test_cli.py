@@ -146,8 +146,10 @@ def test_a_run_as_a_process_writes_only_its_own_plain_lines(make_model: MakeMode
     assert done.stderr == ""
     said = done.stdout.splitlines()
     assert said[0].startswith("warning: ") and "no run to resume" in said[0]
-    assert [line.split("  ")[0] for line in said[1:3]] == ["step 1/2", "step 2/2"]
-    assert said[3:] == ["run folder: out/run"]
+    assert said[1] == "2 steps; the run folder is out/run"
+    assert [line.split("  ")[0] for line in said[2:4]] == ["step 1/2", "step 2/2"]
+    unmeasured = "no validation was asked for; `gopd eval` measures the student"
+    assert said[4:] == [unmeasured, "run folder: out/run"]
     metrics = lines(tmp_path / "out" / "run" / "metrics.jsonl")
     assert [entry["lr"] for entry in metrics] == [1e-4, 1e-4]
 

@@ -43,7 +43,9 @@ CHANGES: dict[str, dict[str, str]] = {
         "MODEL [MODEL …]": "a b",
         "--to results": "--to results --n 1 --max-tokens 8",
     },
+    "docs/faq.md": {"train mine.yaml": f"train mine.yaml {SMALL}"},
     "docs/how-to.md": {
+        "train mine.yaml": f"train mine.yaml {SMALL}",
         "doctor imported.yaml": "doctor imported.yaml sampler.engine=torch tracking.trackers=[] "
         "data.max_response_tokens=48 --rows 2 --problems 2",
     },
@@ -67,6 +69,10 @@ CANNOT: dict[tuple[str, str], str] = {
         "docs/how-to.md",
         "gopd train mine.yaml --cluster local cluster.learner_ranks=4 cluster.sampler_replicas=2",
     ): "eight processes; README.md's command is the same with fewer, and is run",
+    (
+        "docs/how-to.md",
+        "gopd push runs/mine my-name/my-student --private",
+    ): "the Hub; tests/test_publish.py runs it against one of its own",
     ("docs/scaling.md", "ray start --head --port=6379"): "a Ray of the whole machine, beside other tests",
     ("docs/scaling.md", "ray start --address=HEAD:6379"): "a second machine",
     ("docs/scaling.md", "gopd train recipe.yaml --cluster auto"): "the Ray started above",
@@ -150,6 +156,7 @@ def scripts(folder: Path) -> None:
 HAS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "README.md": (prompts, suites),
     "docs/evaluation.md": (suites,),
+    "docs/faq.md": (mine, prompts),
     "docs/how-to.md": (mine, prompts, scripts),
     "docs/import-verl.md": (scripts,),
     "docs/plan.md": (mine,),

@@ -151,7 +151,8 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert [entry["step"] for entry in lines(run / "metrics.jsonl")] == list(range(1, step + 1))
     assert step < 12 and not (run / "student").exists() and hidden(run) == []
     text = log.read_text()
-    assert f"stopped after step {step} of 12" in text and "--resume" in text and "Traceback" not in text
+    assert f"stopped after step {step} of 12" in text and "Traceback" not in text
+    assert f"gopd train {recipe} --resume" in text
     assert_ends_as(forks, tmp_path, recipe, whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import traceback
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _complain(options, error, EXIT_RUN_FAILED)
     except Interrupted as error:
-        return _complain(options, error, EXIT_INTERRUPTED)
+        again = [word for word in options.words if word != "--resume"]
+        return _complain(options, f"{error}: gopd {shlex.join(again)} --resume", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         return _complain(options, f"interrupted; {options.command.again}", EXIT_INTERRUPTED)
     except Exception as error:

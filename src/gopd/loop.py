@@ -101,6 +101,8 @@ class Job:
         first = self._take_up(found)
         metrics = Metrics(self.run_folder.metrics)
         self.display.recall(read_metrics(self.run_folder.metrics))
+        if first == 0:
+            self.display.say(f"{self.task.total_steps} steps; the run folder is {self.run_folder.path}")
         with self.display.run(self.task.total_steps, first):
             if first == 0 and self.recipe.validation is not None and self.recipe.validation.before_training:
                 self._validate(0)
@@ -300,6 +302,8 @@ class Job:
             rows = [("student before", s) for s in students[:1] if s.step == 0]
             rows += [(r.model, r) for r in results if r.model != "student"]
             self.display.table([*rows, ("student after", last)])
+        else:
+            self.display.say("no validation was asked for; `gopd eval` measures the student")
         self._show_profile()
         self.display.say(f"run folder: {self.run_folder.path}")
 

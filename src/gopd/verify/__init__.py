@@ -43,8 +43,8 @@ def verifier_for(data_source: str) -> VerifierName:
                 return verifier
     known = "; ".join(f"{verifier}: {', '.join(patterns)}" for verifier, patterns in SOURCES.items())
     raise BadInput(
-        f"no verifier is known for data_source {data_source!r} (known: {known}); "
-        "set data.verifier to math, code or none"
+        f"no verifier is known for data_source {data_source!r} (known, with or without an owner before a slash: "
+        f"{known}); set data.verifier to math, code or none"
     )
 
 
