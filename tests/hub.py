@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
+from local_http import JsonHandler, LocalServer
 
-class Hub:
+
+class Hub(LocalServer):
     """Takes commits by one token; what it was sent can be looked at."""
 
     def __init__(self, token: str) -> None:
+        super().__init__(_Handler)
         self.token = token
         self.repositories: dict[str, dict[str, Any]] = {}
         """What each was made with."""
@@ -23,22 +22,6 @@ class Hub:
         self.messages: list[str] = []
         self.refuses: int | None = None
         """The status of every answer."""
-        self.requests: Counter[str] = Counter()
-        self._http = _Http(("127.0.0.1", 0), _Handler)
-        self._http.hub = self
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> Hub:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
     def answer(self, words: list[str], body: bytes) -> Any:
         """To a POST whose path has these parts after `api`."""
@@ -71,30 +54,23 @@ class Hub:
         return None
 
 
-class _Http(ThreadingHTTPServer):
-    hub: Hub
-    daemon_threads = True
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Http
-
+class _Handler(JsonHandler):
     def do_POST(self) -> None:
-        hub = self.server.hub
+        hub = self.server.owner
         body = self._body()
         words = self.path.partition("?")[0].strip("/").split("/")[1:]
         hub.requests["/".join(words)] += 1
         if self.headers["Authorization"] != f"Bearer {hub.token}":
-            self._send(401, {"error": "Invalid username or password."})
+            self.send(401, {"error": "Invalid username or password."})
         elif hub.refuses is not None:
-            self._send(hub.refuses, {"error": "no"})
+            self.send(hub.refuses, {"error": "no"})
         else:
             answer = hub.answer(words, body)
-            self._send(404 if answer is None else 200, answer)
+            self.send(404 if answer is None else 200, answer)
 
     def do_GET(self) -> None:
-        self.server.hub.requests[self.path] += 1
-        self._send(404, {"error": "not found"})
+        self.server.owner.requests[self.path] += 1
+        self.send(404, {"error": "not found"})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -105,14 +81,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
-
-    def _send(self, status: int, answer: Any) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
