@@ -166,14 +166,21 @@ class RunFolder:
             (folder / _STATE).write_text(json.dumps({**state, "step": step}), encoding="utf-8")
             checksums = {name: _sha256(folder / name) for name in sorted(_files_in(folder))}
             (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
+        self.prune(step, state.get("best_step"))
+        return final
+
+    def prune(self, step: int, best_step: int | None) -> None:
+        """Removes what the checkpoint of `step` supersedes; also on a resume, as the disk may have refused it before.
+
+        Raises RunFailed when the disk refuses.
+        """
         steps = self._steps()
         keep = set([s for s in steps if s <= step][-self.recipe.checkpoint.keep_last :])
-        if self.recipe.checkpoint.keep_best and state.get("best_step") is not None:
-            keep.add(state["best_step"])
+        if self.recipe.checkpoint.keep_best and best_step is not None:
+            keep.add(best_step)
         for other in steps:
             if other not in keep:  # also those after `step`: damaged ones that a resume has passed over
                 discard(self.checkpoint(other))
-        return final
 
     def latest(self) -> tuple[int, Path, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, folder, state); None when the run has none yet.

@@ -285,6 +285,7 @@ class Job:
                 self.guard.take_up(state["guard"])
             if state["best_step"] is not None:
                 self.best = (state["best_step"], state["best_score"])
+            self.run_folder.prune(step, state["best_step"])
             self.display.say(f"resuming after step {step} of {self.task.total_steps}")
         for path in (self.run_folder.metrics, self.run_folder.validation, self.run_folder.skipped):
             Metrics(path).rewind(step if found else -1)
