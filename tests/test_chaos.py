@@ -84,6 +84,7 @@ def place(calls: list[Call], name: str, end: str) -> int:
         ("opd", "write", "/metrics.jsonl", "FULL"),
         ("opd", "write", "/.student.tmp/tokenizer.json", "FULL"),
         ("opd", "fsync", "/optimizer.safetensors", "EIO"),
+        ("opd", "rename", "/step-00000001", "EIO"),  # superseded, and no checkpoint comes after
         ("generate", "mkdir", "/parts", "ENOSPC"),
         ("eval", "write", "/verdicts.jsonl", "FULL"),
         ("eval", "unlink", "/verdicts.jsonl", "EIO"),
