@@ -181,7 +181,11 @@ HARD = (
 
 
 @pytest.mark.parametrize(
-    ("suite", "file"), [("humaneval+", "HumanEvalPlus.jsonl.gz"), ("mbpp+", "MbppPlus.jsonl.gz")]
+    ("suite", "file"),
+    [
+        ("humaneval+", "HumanEvalPlus.jsonl.gz"),
+        pytest.param("mbpp+", "MbppPlus.jsonl.gz", marks=pytest.mark.nightly),
+    ],
 )
 def test_canonical_solutions_pass_and_others_do_not(
     suite: str, file: str, tmp_path: Path, cache: Path
