@@ -67,6 +67,8 @@ def _files(source: str, revision: str | None, about: str) -> list[str]:
 
 def _check_sizes(sizes: dict[str, Any], files: list[Path], about: str) -> None:
     """Transformers makes up what a configuration has beyond the files, however much memory that takes."""
+    if not files:
+        return
     tensors, numbers = 0, 0
     for path in files:
         with safe_open(path, framework="pt") as opened:
@@ -88,17 +90,15 @@ def _check_sizes(sizes: dict[str, Any], files: list[Path], about: str) -> None:
         ("hidden_size", "num_attention_heads", "head_dim"),
     )
     for keys in products:
-        factors = [sizes.get(key) for key in keys]
-        wanted = (
-            math.prod(f for f in factors if type(f) is int) if all(type(f) is int for f in factors) else 0
-        )
-        if files and wanted > SLACK * numbers:
+        factors = [factor for key in keys if type(factor := sizes.get(key)) is int]
+        wanted = math.prod(factors) if len(factors) == len(keys) else 0
+        if wanted > SLACK * numbers:
             raise BadInput(
                 f"{about}: config.json asks for {' × '.join(keys)} = {wanted:,} weights, the files hold {numbers:,}; "
                 "they do not belong together"
             )
     layers = sizes.get("num_hidden_layers")
-    if files and type(layers) is int and layers > SLACK * tensors:
+    if type(layers) is int and layers > SLACK * tensors:
         raise BadInput(
             f"{about}: config.json asks for {layers:,} layers, the files hold {tensors:,} tensors; they do not belong "
             "together"

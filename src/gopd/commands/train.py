@@ -40,11 +40,10 @@ def _run(options: argparse.Namespace) -> int:
     from gopd.loop import train
 
     quiet_libraries()
-    if options.json:
-        display = JsonDisplay()
-        display.finished(train(recipe, resume=options.resume, cluster=options.cluster, display=display))
-    else:
-        train(recipe, resume=options.resume, cluster=options.cluster)
+    display = JsonDisplay() if options.json else None
+    folder = train(recipe, resume=options.resume, cluster=options.cluster, display=display)
+    if display is not None:
+        display.finished(folder)
     return EXIT_DONE
 
 

@@ -77,11 +77,8 @@ _OWN_ONLY: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}
 
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _ALLOW, _KILL_PROCESS, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = (
-    0,
-    4,
-    16,
-)  # offsets; an argument takes 8 bytes, of which the lower half counts
+_NUMBER, _ARCHITECTURE = 0, 4  # offsets
+_ARGUMENTS = 16  # each takes 8 bytes, of which the lower half counts
 
 
 def program(machine: str, own_pid: int | None = None) -> bytes:
