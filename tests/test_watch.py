@@ -128,11 +128,12 @@ class Busy(Worker):
     """A process that answers nothing while it saves, as when a large part is turned into bytes."""
 
     def save(self, folder: Any) -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        """Stops before it answers: a signal to the process might reach this thread only after it has answered."""
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def test_a_process_may_be_silent_while_it_saves(members: Callable[..., Member]) -> None:
-    watch = Watch(timeout=60.0, heartbeat=1.0)
+    watch = Watch(timeout=60.0, heartbeat=2.0)
     actor = ray.remote(concurrency_groups={HEALTH: 1})(Busy)
     rank = Member("rank 0", lambda: actor.options(num_cpus=0).remote())
     value(rank.loaded, rank)

@@ -32,7 +32,8 @@ OVERRIDES = (
     *("checkpoint.every=50", "tracking.rollouts_every=100", "tracking.name=soak"),
 )
 FIELDS = {
-    "resident": "resident memory (MB)",
+    "trainer": "resident memory of the trainer (MB)",
+    "workers": "resident memory of its workers (MB)",
     "temporary": "files in TMPDIR",
     "descriptors": "open descriptors",
     "threads": "threads",
@@ -102,7 +103,8 @@ def sample(pid: int, run: Path, temporary: Path) -> dict[str, float]:
     checkpoints = size(run / "checkpoints")
     return {
         "step": steps(run / "metrics.jsonl"),
-        "resident": round(sum(each["resident"] for each in living) / 1e6, 1),
+        "trainer": round(living[0]["resident"] / 1e6, 1),
+        "workers": round(sum(each["resident"] for each in living[1:]) / 1e6, 1),
         "temporary": sum(1 for _ in temporary.rglob("*")),
         "descriptors": sum(each["descriptors"] for each in living),
         "threads": sum(each["threads"] for each in living),

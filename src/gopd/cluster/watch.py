@@ -49,8 +49,8 @@ class Member:
         ray.kill(self.handle, no_restart=True)
 
     def heard(self) -> None:
-        """It has just answered, or been asked anew."""
-        self._heard = time.monotonic()
+        """It has just answered, or been asked anew: both limits count from now."""
+        self._asked = self._heard = time.monotonic()
 
     def check(self, timeout: float, heartbeat: float) -> None:
         """Kills an actor whose process answers no ping within `heartbeat`, or whose call takes over `timeout`.
