@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -411,6 +412,20 @@ def test_a_step_is_the_same_whatever_was_asked_before() -> None:
     backward = PromptOrder(23, 5, True, 3)
     assert [backward.indices(step) for step in reversed(range(40))] == steps[::-1]
     assert PromptOrder(23, 5, True, 3).indices(31) == steps[31]
+
+
+def test_epochs_that_are_over_take_no_memory() -> None:
+    order = PromptOrder(10_000, 7, True, 0)
+    order.indices(0)
+    tracemalloc.start()
+    try:
+        order.indices(order.steps(2))
+        before = tracemalloc.get_traced_memory()[0]
+        order.indices(order.steps(50))
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000 * 8
 
 
 def test_seeds_and_epochs_give_different_orders_and_no_shuffle_is_file_order() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,7 @@ class PromptOrder:
                 f"hold a prompt twice; lower it to at most {count}, or give more rows"
             )
         self.count, self.per_step, self.shuffle, self.seed = count, per_step, shuffle, seed
-        self._epochs: list[NDArray[np.int64]] = []
+        self._begin()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,16 +47,23 @@ class PromptOrder:
             taken += self._epoch(epoch)[start : start + self.per_step - len(taken)].tolist()
         return taken
 
+    def _begin(self) -> None:
+        self._last, self._newest = -1, deque[NDArray[np.int64]](maxlen=2)
+
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        while len(self._epochs) <= epoch:
-            order = self._permutation(len(self._epochs))
-            before = len(self._epochs) * self.count % self.per_step
+        """Each begins as the one before it ends; the newest two are kept, which a step may straddle."""
+        if epoch < self._last - 1:
+            self._begin()
+        while self._last < epoch:
+            self._last += 1
+            order = self._permutation(self._last)
+            before = self._last * self.count % self.per_step
             if before:  # so many rows of the last epoch share a step with the first rows of this one
-                fresh = np.flatnonzero(np.isin(order, self._epochs[-1][-before:], invert=True))
+                fresh = np.flatnonzero(np.isin(order, self._newest[-1][-before:], invert=True))
                 first = fresh[: self.per_step - before]
                 order = np.concatenate([order[first], np.delete(order, first)])
-            self._epochs.append(order)
-        return self._epochs[epoch]
+            self._newest.append(order)
+        return self._newest[epoch - self._last - 1]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
