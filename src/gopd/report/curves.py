@@ -108,6 +108,7 @@ FAMILIES = (
     Family(OPTIMIZER, "loss", "Loss", "", "of the policy gradient: its level says little"),
     Family(OPTIMIZER, "grad_norm", "Gradient norm", "", "before clipping"),
     Family(OPTIMIZER, "lr", "Learning rate", ""),
+    Family(OPTIMIZER, "skipped", "Skipped", "optimizer steps", "refused by the guard"),
     Family(OPTIMIZER, "groups/uniform", "Groups without a difference", "%", "all rewards equal", share=True),
     Family(TIME, "tokens_per_second/(.+)", "Tokens per second, {}", "tokens/s"),
     Family(TIME, "seconds/(.+)", "Seconds, {}", "s per step"),
