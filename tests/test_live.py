@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gopd.console import Display
-from gopd.live import BARS, sparkline
+from gopd.live import BARS, MOST_POINTS, Curve, sparkline
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,16 @@ def test_curves_stand_above_the_bars_in_any_width(width: int) -> None:
 def test_figures_that_a_run_lacks_or_that_are_not_finite_leave_no_mark() -> None:
     display = Display(Console(file=io.StringIO(), force_terminal=True, width=80))
     display.recall([{"step": 1, "kl_to_target": None}, {"step": 2, "entropy": 0.5, "loss": math.inf}])
-    assert display._progress.curves == {"entropy": [0.5]}
+    assert {name: curve.means for name, curve in display._progress.curves.items()} == {"entropy": [0.5]}
+
+
+@pytest.mark.parametrize("steps", [1, 1023, 1024, 5000, 100_000])
+def test_a_long_curve_keeps_its_shape_in_little_room(steps: int) -> None:
+    curve = Curve()
+    for step in range(steps):
+        curve.add(float(step))
+    assert (curve.first, curve.last) == (0, steps - 1)
+    assert len(curve.means) <= MOST_POINTS
+    each = curve.means[-1] - curve.means[-2] if steps > 1 else 1.0  # values that a mean stands for
+    assert curve.means == pytest.approx([each * i + (each - 1) / 2 for i in range(len(curve.means))])
+    assert each * (len(curve.means) + 1) > steps  # of the newest no more are missing than a mean takes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,6 +28,8 @@ BARS = "▁▂▃▄▅▆▇█"
 SPEED_SECONDS = 3600.0
 """The past that the time left is reckoned from: steps may take minutes."""
 RATES = "tokens_per_second/"
+MOST_POINTS = 1024
+"""Numbers that are kept of a curve: what is drawn ten times a second must not grow with the run."""
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
@@ -40,11 +43,34 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1))] for mean in means)
 
 
+class Curve:
+    """A figure over any number of steps: its first and its last value, and the means of equally many in between."""
+
+    def __init__(self) -> None:
+        self.first = self.last = math.nan
+        self.means: list[float] = []
+        self._each = 1
+        self._gathered: list[float] = []
+
+    def add(self, value: float) -> None:
+        """The next step's value."""
+        if not self.means:
+            self.first = value
+        self.last = value
+        self._gathered.append(value)
+        if len(self._gathered) == self._each:
+            self.means.append(fmean(self._gathered))
+            self._gathered.clear()
+        if len(self.means) == MOST_POINTS:
+            self.means = [fmean(pair) for pair in zip(self.means[::2], self.means[1::2], strict=True)]
+            self._each *= 2
+
+
 class LiveProgress(Progress):
     """Rich's progress, with curves and rates of the steps so far. Draws nothing where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        self.curves: dict[str, list[float]] = {}
+        self.curves: dict[str, Curve] = {}
         self.rates: dict[str, float] = {}
         super().__init__(
             TextColumn("{task.description:<24}"),
@@ -63,7 +89,7 @@ class LiveProgress(Progress):
         for name, value in figures.items():
             drawn = name in CURVES or name.startswith("reward/")
             if drawn and value is not None and math.isfinite(value):
-                self.curves.setdefault(name, []).append(value)
+                self.curves.setdefault(name, Curve()).add(value)
         self.rates = {
             name.removeprefix(RATES): value
             for name, value in figures.items()
@@ -88,7 +114,8 @@ class LiveProgress(Progress):
         width = max(8, min(WIDTH, self.console.width - 50))
         rewards = sorted(name for name in self.curves if name.startswith("reward/"))
         for name in [*(name for name in CURVES if name in self.curves), *rewards]:
-            values = self.curves[name]
+            curve = self.curves[name]
             label = NAMES.get(name, name.removesuffix("/mean").replace("_", " "))
-            table.add_row(label, sparkline(values, width), f"{values[-1]:.3g}", f"from {values[0]:.3g}")
+            line = sparkline(curve.means, width)
+            table.add_row(label, line, f"{curve.last:.3g}", f"from {curve.first:.3g}")
         return table
