@@ -11,20 +11,21 @@ import platform
 import random
 import string
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gopd.sandbox import Isolation, Limits, layers
+from gopd.sandbox import Isolation, Limits, layers, process
 from gopd.sandbox.process import launch
 from red_team import forge
 from red_team.attack import Attack
 from red_team.battery import ATTACKS, name, one_by_one, side_by_side
 from red_team.many import many
 from red_team.nobody import as_nobody
-from red_team.witness import World
+from red_team.witness import World, children
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the attacks know the system calls of x86-64 by their numbers"
@@ -66,6 +67,26 @@ def test_honest_programs_are_right(world: World) -> None:
     """Else nothing could be forged, and the attacks below would show nothing."""
     assert world.honest() == ("right", "right")
     world.outcomes.clear()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_program_that_is_over_before_its_caller_looks_leaves_no_zombie(
+    isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine; the caller adopts what loses its parent."""
+    in_time = process._wait_for_start
+
+    def late(started: subprocess.Popen[bytes], starting: int) -> float:
+        moment = in_time(started, starting)
+        time.sleep(0.5)
+        return moment
+
+    with World(isolation) as world:
+        monkeypatch.setattr(process, "_wait_for_start", late)
+        before = set(children())
+        assert launch(isolation, "pass", b"", Limits()).status == "ok"
+        assert set(children()) <= before
+        assert world.found() == []
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=name)

@@ -36,11 +36,15 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """Open files that the sandboxed process inherits: program text, pipe to say that it starts, call filter."""
+    """Open files that the sandboxed process inherits: program text, pipe to say that it starts, call filter.
+
+    In `first_process` bubblewrap, which closes it before the program starts, writes the namespace's first process.
+    """
 
     program: int
     ready: int
     call_filter: int
+    first_process: int
 
 
 def interpreter() -> str:
@@ -91,7 +95,8 @@ def command(isolation: Isolation, numbers: Sequence[int], given: Descriptors, fo
     python = [interpreter(), *_FLAGS, _BOOTSTRAP, *arguments]
     if isolation == "none":
         return python
-    return [*_bubblewrap(), "--seccomp", str(given.call_filter), "--", *python]
+    own = ["--seccomp", str(given.call_filter), "--info-fd", str(given.first_process)]
+    return [*_bubblewrap(), *own, "--", *python]
 
 
 @functools.cache

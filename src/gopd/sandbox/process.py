@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import selectors
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from gopd.errors import RunFailed
@@ -62,11 +63,13 @@ def launch(isolation: Isolation, code: str, stdin: bytes, limits: Limits) -> Out
         folder = stack.enter_context(_working_folder(isolation))
         starting, ready = os.pipe()
         stack.callback(os.close, starting)
+        first_process = stack.enter_context(_file(b""))
+        stack.callback(_bury, first_process)
         with (
             _file(code.encode("utf-8", "surrogatepass")) as program,
             _file(call_filter(isolation)) as allowed,
         ):
-            given = Descriptors(program, ready, allowed)
+            given = Descriptors(program, ready, allowed, first_process)
             try:
                 process = _start(isolation, stdin, limits, given, folder)
             finally:
@@ -74,15 +77,11 @@ def launch(isolation: Isolation, code: str, stdin: bytes, limits: Limits) -> Out
         stack.enter_context(process)
         try:
             started = _wait_for_start(process, starting)
-            inside = _children(process.pid) if isolation == "namespaces" and _adopts_orphans() else []
             passed, out, err = _watch(process, started + limits.seconds, limits.output_bytes)
         finally:
             _kill_group(process)
         seconds = time.monotonic() - started
         returncode = process.wait()
-        for pid in inside:  # bubblewrap leaves the first process of the namespace to whoever adopts it
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
     if isolation == "namespaces" and returncode > 128:  # as bubblewrap reports a signal
         returncode = 128 - returncode
     return Outcome(passed or _status(returncode), out, err, seconds, returncode)
@@ -108,7 +107,7 @@ def _start(
             stdin=standard_input,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(given.program, given.ready, given.call_filter),
+            pass_fds=astuple(given) if isolation == "namespaces" else astuple(given)[:-1],
             cwd=folder,
             env={"PYTHONHASHSEED": "0", "HOME": folder, "TMPDIR": folder},
             start_new_session=True,
@@ -177,12 +176,11 @@ def _adopts_orphans() -> bool:
     return os.getpid() == 1 or subreaper.value != 0
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
-    except FileNotFoundError:  # a kernel without this file
-        return []
+def _bury(first_process: int) -> None:
+    """Reaps the namespace's first process, which bubblewrap, when it ends, leaves to whoever adopts it."""
+    if (told := os.pread(first_process, 4096, 0)) and _adopts_orphans():
+        with suppress(ChildProcessError):  # bubblewrap did it
+            os.waitpid(json.loads(told)["child-pid"], 0)
 
 
 @contextmanager
