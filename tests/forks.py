@@ -77,6 +77,7 @@ class Forks:
 def serve() -> None:
     import peft  # noqa: F401
     import torch
+    import torch.utils.tensorboard
     from transformers import Qwen3ForCausalLM  # noqa: F401
 
     import gopd.cli

@@ -103,11 +103,11 @@ def student_weights(run: Path) -> dict[str, Tensor]:
 
 
 def outcome(run: Path) -> Tree:
-    """All that a run says, but for the clock and the memory: equal outcomes are bit-identical runs."""
+    """All that a run says, but for the clock, the memory and trackers: equal outcomes are bit-identical runs."""
     files = sorted(p for p in run.rglob("*") if p.is_file())
     results: Tree = {
         "metrics": [repeatable(entry) for entry in lines(run / "metrics.jsonl")],
-        "files": [str(p.relative_to(run)) for p in files],
+        "files": [str(p.relative_to(run)) for p in files if p.parent.name != "tensorboard"],
     }
     for path in files:
         if path.suffix in (".safetensors", ".parquet") or path.name in ("validation.jsonl", "state.json"):

@@ -99,6 +99,16 @@ def test_a_write_that_fails_is_one_clear_line_and_the_command_goes_on(
     assert spoil(case, forks, tmp_path / "trial", whole, number, fault) == "refused"
 
 
+@pytest.mark.parametrize("call", ["open", "write"])
+def test_a_tracker_whose_writes_fail_late_is_one_clear_line_too(
+    watched: Watched, forks: Forks, tmp_path: Path, call: str
+) -> None:
+    """TensorBoard writes in a thread of its own, which by itself would print a traceback."""
+    case, whole, calls = watched["opd"]
+    later = [c.number for c in calls if c.name == call and "/tensorboard/" in c.path][2]
+    assert spoil(case, forks, tmp_path / "trial", whole, later, "ENOSPC") == "refused"
+
+
 @pytest.mark.parametrize(
     ("call", "end"), [("rename", "/.settings.json.tmp"), ("unlink", "-000000000.parquet")]
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -182,6 +184,7 @@ class TensorBoard:
     def __init__(self, recipe: Recipe, run: RunFolder, after: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _quieten_tensorboard()
         self._folder = run.tensorboard
         with writing(self._folder):
             self._writer = SummaryWriter(str(self._folder), purge_step=after + 1 if run.resumed else None)
@@ -197,6 +200,18 @@ class TensorBoard:
         """Closes the event file."""
         with writing(self._folder):
             self._writer.close()
+
+
+@cache
+def _quieten_tensorboard() -> None:
+    """What its thread fails for is raised in ours as well: no traceback of the thread in between."""
+    shown = threading.excepthook
+
+    def show(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            shown(failed)
+
+    threading.excepthook = show
 
 
 class Wandb:

@@ -44,6 +44,7 @@ def make_cases(folder: Path) -> list[Case]:
         base,
         {"a": first, "b": second},
         **merged(every, {"checkpoint": {"keep_best": True}, "train": {"mini_batches": 2}}),
+        tracking={"trackers": ["tensorboard"]},
         validation=held_out(folder / "opd", 2, ("a", "b"), teachers=True, every=2),
     )
     sft = sft_tree(_made(folder / "sft"), base, **every, validation=held_out(folder / "sft", 2))

@@ -16,6 +16,8 @@ from chaos.faults import Call
 SAFETENSORS = re.compile(r".*/\.tmp\w{6}")
 """What safetensors writes to, and then renames by a call that bypasses libc: the first of these in a folder stands for
 a `.safetensors` file that is forced to the disk and that nobody wrote."""
+TRACKER = "tensorboard"
+"""The folder of an outside tracker, whose newest lines may be lost: metrics.jsonl has them."""
 
 
 def faults(calls: Sequence[Call], redone: Iterable[str] = ()) -> list[str]:
@@ -101,7 +103,8 @@ class _Disk:
         return content + [f"the name {name}" for name in sorted(self.names) if self._final(name)]
 
     def _final(self, path: str) -> bool:
-        return not _hidden(path) and PurePath(path).name not in self.redone
+        parts = PurePath(path).parts
+        return not _hidden(path) and parts[-1] not in self.redone and TRACKER not in parts
 
 
 def _below(path: str, folder: str) -> bool:
