@@ -191,6 +191,18 @@ def test_a_difference_is_named(twice: tuple[Path, Path], tmp_path: Path) -> None
 
 
 @pytest.mark.nightly
+def test_with_vllm_two_processes_give_the_same_bytes_too(make_model: MakeModel, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    models = [make_model(seed, head_dim=32) for seed in range(3)]
+    tree = merged(trees(tmp_path, models)["sampled"], {"sampler": {"engine": "vllm"}})
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    one, other = (
+        run_all(tmp_path / str(seed), [recipe], hash_seed=seed, threads=1) / "sampled" for seed in (1, 2)
+    )
+    assert (difference := first_difference(one, other)) is None, difference
+
+
+@pytest.mark.nightly
 def test_two_threads_give_nearly_the_same(tmp_path: Path) -> None:
     """`docs/reliability.md` states the tolerance."""
     tree = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
