@@ -107,6 +107,7 @@ def test_a_tracker_whose_writes_fail_late_is_one_clear_line_too(
     case, whole, calls = watched["opd"]
     later = [c.number for c in calls if c.name == call and "/tensorboard/" in c.path][2]
     assert spoil(case, forks, tmp_path / "trial", whole, later, "ENOSPC") == "refused"
+    assert "b'" not in (tmp_path / "trial" / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        elsewhere = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        named = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        elsewhere = f" ({named})" if named not in (None, str(path)) else ""
         raise _failed(path, f"{error.strerror or error}{elsewhere}") from error
     except Exception as error:  # safetensors and tokenizers, written in Rust, say it in words only
         in_words = "I/O error" in str(error) or "os error" in str(error)
