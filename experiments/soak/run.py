@@ -163,7 +163,7 @@ def plot(path: Path, hours: np.ndarray, rows: Sequence[dict[str, float]]) -> Non
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(4, 2, figsize=(10, 10), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(12, 8), sharex=True, layout="constrained")
     panels = {"step": "steps done"} | FIELDS
     for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
         axis.plot(hours, [row[name] for row in rows], linewidth=1)
