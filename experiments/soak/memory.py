@@ -25,14 +25,13 @@ from run import OVERRIDES, ROOT, steps
 
 
 class MallocInfo(ctypes.Structure):
-    """`struct mallinfo2`."""
+    """`struct mallinfo2`: `uordblks` and `fordblks`, bytes handed out and free, are the last but two and but one."""
 
     _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
+        ("others", ctypes.c_size_t * 7),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
     ]
 
 

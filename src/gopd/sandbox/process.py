@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from gopd.errors import RunFailed
@@ -101,13 +101,14 @@ def _start(
         *(last_resort, limits.memory_bytes, limits.cpu_seconds),
         *(limits.file_bytes, limits.open_files, _CORE_BYTES, most_threads(isolation)),
     )
+    own = (given.first_process,) if isolation == "namespaces" else ()
     with _file(stdin) as standard_input:
         return subprocess.Popen(
             command(isolation, numbers, given, folder),
             stdin=standard_input,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=astuple(given) if isolation == "namespaces" else astuple(given)[:-1],
+            pass_fds=(given.program, given.ready, given.call_filter, *own),
             cwd=folder,
             env={"PYTHONHASHSEED": "0", "HOME": folder, "TMPDIR": folder},
             start_new_session=True,
